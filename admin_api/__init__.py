@@ -1,0 +1,1 @@
+"""The admin role: REST under /api/v1 and package downloads."""

@@ -1,0 +1,1 @@
+"""Over-the-air firmware upgrades for fleets on the EMQX MQTT broker."""

@@ -1,0 +1,1 @@
+"""The broker's side: EMQX's ExHook calls in, their answers out."""

@@ -1,0 +1,186 @@
+"""The words of the project as immutable values (the glossary is in ARCHITECTURE.md).
+
+Pure: no I/O, no clock, no settings. Times are epoch milliseconds. Identifiers are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+IDENTIFIER_MAX_BYTES: Final = 128
+VERSION_MAX_BYTES: Final = 128
+DEFAULT_MODULE: Final = "main"
+DEFAULT_VERSION_ATTRIBUTE: Final = "version"
+DEFAULT_EVENT: Final = "otaCheck"
+COMMAND_ID_LIMIT: Final = 2**53
+OFFER_COMMAND_IDS: Final = 4
+"""Of an offer that was repeated, so many command ids are accepted in replies, the newest."""
+
+_FORBIDDEN_IN_IDENTIFIER: Final = frozenset("/+#%")
+
+
+def is_direct_identifier(text: str) -> bool:
+    """Whether `text` can identify a direct device: 1 to 128 bytes of UTF-8 without `/ + # %` and control characters."""
+    if not text or any(c in _FORBIDDEN_IN_IDENTIFIER or c < " " or "\x7f" <= c <= "\x9f" for c in text):
+        return False
+    try:
+        return len(text.encode()) <= IDENTIFIER_MAX_BYTES
+    except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
+        return False
+
+
+class VersionScheme(StrEnum):
+    """How a device type's versions are ordered."""
+
+    AUTO = "auto"
+    SEMVER = "semver"
+
+
+class DocumentKind(StrEnum):
+    """What the catalogue holds."""
+
+    DEVICE_TYPE = "device_type"
+    RULE = "rule"
+    FIRMWARE = "firmware"
+
+
+class CommandExtra(StrEnum):
+    """Keys that a device type may add to the upgrade command, after `md5`."""
+
+    SHA256 = "sha256"
+    CRC32 = "crc32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceType:
+    """A product line. `revision` counts its edits, from 1; the API's ETag is made of it."""
+
+    key: str
+    name: str
+    version_scheme: VersionScheme = VersionScheme.AUTO
+    version_attributes: tuple[str, ...] = (DEFAULT_VERSION_ATTRIBUTE,)
+    command_extras: tuple[CommandExtra, ...] = ()
+    responses_enabled: bool = False
+    auto_register: bool = False
+    children_register: bool = True
+    created_at_ms: int = 0
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """`event` from a device of `device_type` is a check of `version_attribute` for `module`."""
+
+    id: str
+    name: str
+    device_type: str
+    event: str = DEFAULT_EVENT
+    version_attribute: str = DEFAULT_VERSION_ATTRIBUTE
+    module: str = DEFAULT_MODULE
+    enabled: bool = True
+    created_at_ms: int = 0
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """The bytes of a firmware: `filename` is data for the URL, never a path; digests are lower-case hex."""
+
+    filename: str
+    size_bytes: int
+    md5: str
+    sha256: str
+    crc32: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firmware:
+    """One uploaded package and who may get it.
+
+    `device_list` names the stored list of identifiers that may get it; None: every device of the type, "": nobody.
+    `source_versions` is empty where any current version may be upgraded. `deleted_at_ms` marks a tombstone.
+    """
+
+    id: str
+    name: str
+    device_type: str
+    version: str
+    package: Package
+    module: str = DEFAULT_MODULE
+    device_list: str | None = None
+    source_versions: tuple[str, ...] = ()
+    use_https: bool = False
+    enabled: bool = True
+    allow_downgrade: bool = False
+    created_at_ms: int = 0
+    deleted_at_ms: int | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueChange:
+    """Write one document of the catalogue, or remove it where `document` is None.
+
+    `key` is the device type's key, or the ULID of the rule or firmware.
+    """
+
+    kind: DocumentKind
+    key: str
+    document: DeviceType | Rule | Firmware | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedVersion:
+    """One version attribute as last reported. `reported_at_ms` is the broker's time, 0 for one set by an operator."""
+
+    text: str
+    reported_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOffer:
+    """A firmware that a device was told of and that has no outcome yet; one per (device, module).
+
+    `version` is the offered one, `from_version` the one that the device ran. The newest of `command_ids` is the last.
+    """
+
+    module: str
+    firmware_id: str
+    version_attribute: str
+    version: str
+    from_version: str
+    command_ids: tuple[int, ...]
+    offered_at_ms: int
+
+
+class Outcome(StrEnum):
+    """How one device fared in one offer. Later steps (delivery, download, replies) join with tracking."""
+
+    OFFERED = "offered"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettledOffer:
+    """An offer with its outcome, as a device's history keeps it. `code` says more of a failure (`other_version`)."""
+
+    offer: OpenOffer
+    outcome: Outcome
+    settled_at_ms: int
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceState:
+    """What Redis knows of one device."""
+
+    identifier: str
+    device_type: str
+    versions: Mapping[str, ReportedVersion] = field(default_factory=dict)
+    open_offers: tuple[OpenOffer, ...] = ()

@@ -1,0 +1,1 @@
+"""Firmware packages: their digests and where their bytes lie."""

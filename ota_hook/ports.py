@@ -1,0 +1,124 @@
+"""What the shells need from outside, as Protocols. Adapters and test doubles implement these; bootstrap.py joins them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, SettledOffer
+from ota_hook.snapshot import Snapshot
+
+
+class SnapshotSource(Protocol):
+    """The catalogue in force in this process. Reading it is free; it is swapped whole, never changed in place."""
+
+    @property
+    def current(self) -> Snapshot: ...
+
+
+class DeviceStore(Protocol):
+    """Devices and what they reported. Every method raises DependencyError where Redis does not answer."""
+
+    async def load_device(self, identifier: str) -> DeviceState | None:
+        """The device, or None where it is not registered."""
+        ...
+
+    async def store_report(
+        self,
+        identifier: str,
+        versions: Mapping[str, str],
+        *,
+        reported_at_ms: int,
+        kept_by_type: Mapping[str, frozenset[str]],
+        expected_type: str | None = None,
+        register: bool = False,
+    ) -> DeviceState | None:
+        """Keep each of `versions` that the device's type keeps and that is not older than what is stored, atomically.
+
+        `kept_by_type` is the catalogue's version attributes per type key. `expected_type` (the dialect named it in
+        the topic): a device of another type is left alone and None is returned; with `register`, an unknown device is
+        registered under it. A report that changes nothing writes nothing. Returns the state after the report, None
+        for an unknown device.
+        """
+        ...
+
+    async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
+        """Create or replace (admin). `versions` None keeps what is stored. Returns whether it was created."""
+        ...
+
+    async def delete_device(self, identifier: str) -> bool:
+        """Forget the device, its open offers and its history. Returns whether it existed."""
+        ...
+
+    async def import_devices(self, devices: Sequence[tuple[str, str, Mapping[str, str] | None]]) -> tuple[int, int]:
+        """Create or replace many, pipelined; returns (created, replaced). Not atomic over the batch; idempotent."""
+        ...
+
+    def scan_devices(self, *, device_type: str | None = None) -> AsyncIterator[DeviceState]:
+        """Every device, bucket by bucket, in no useful order; without open offers."""
+        ...
+
+    async def page_devices(
+        self, *, cursor: str | None, limit: int, device_type: str | None = None
+    ) -> tuple[list[DeviceState], str | None]:
+        """A page and the cursor of the next (None at the end). An unreadable cursor raises InputError."""
+        ...
+
+
+class OfferStore(Protocol):
+    """Open offers, a device's last outcomes, counters per firmware."""
+
+    async def record_offer(self, identifier: str, offer: OpenOffer) -> None:
+        """Open `offer`; the same firmware again adds its command id (the last four stay), another is superseded."""
+        ...
+
+    async def settle_offer(
+        self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
+    ) -> bool:
+        """Close the open offer of that module and firmware. False where it was closed already (idempotent)."""
+        ...
+
+    async def load_history(self, identifier: str) -> list[SettledOffer]:
+        """The last 20 settled offers, newest first."""
+        ...
+
+    async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Per firmware, how often each outcome happened."""
+        ...
+
+
+class CommandIds(Protocol):
+    async def next_id(self) -> int:
+        """A positive integer below 2^53, unique in the deployment."""
+        ...
+
+
+class Catalogue(Protocol):
+    """Device types, rules and firmware with optimistic concurrency.
+
+    A change function gets the newest snapshot, checks what it must (raising NotFound, ConflictError, InputError) and
+    returns the changes; they are written atomically if the catalogue is still at that snapshot's revision, else the
+    function runs again on the newer one. When `change` returns, Redis has confirmed the write (WAITAOF where it can)
+    and `current` of this process shows it.
+    """
+
+    @property
+    def current(self) -> Snapshot: ...
+
+    async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot: ...
+
+    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, int]:
+        """Write a device list under a new name and return (name, distinct count).
+
+        It expires within the hour unless a firmware document that names it is written by `change`; the list that a
+        change leaves unnamed is dropped with it.
+        """
+        ...
+
+    def read_device_list(self, name: str) -> AsyncIterator[str]: ...
+
+
+class Publisher(Protocol):
+    async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
+        """Publish one command; returns when the broker took it (qos 1: its ack). Raises DependencyError."""
+        ...

@@ -1,0 +1,1 @@
+"""Pushing commands into the broker, where answering in place is not enough."""

@@ -1,0 +1,1 @@
+"""All state in Redis. Nothing above this folder knows a key or a script."""
