@@ -1,7 +1,7 @@
 """Version keys and the firmware index, compiled. The meaning is in docs/versions.md; the oracle in tests/oracle.py."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 class FirmwareEntry(NamedTuple):
     """What the index needs of one firmware of its (type, module).
@@ -35,6 +35,7 @@ def version_key(scheme: str, text: str) -> bytes | None:
     Never raises on any text; an unknown scheme raises ValueError.
     """
 
+@final
 class FirmwareIndex:
     """The firmware of one (type, module), immutable; built once, asked often."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, SettledOffer
+from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.snapshot import Snapshot
 
 
@@ -48,6 +49,23 @@ class DeviceStore(Protocol):
 
     async def delete_device(self, identifier: str) -> bool:
         """Forget the device, its open offers and its history. Returns whether it existed."""
+        ...
+
+    async def create_device(self, identifier: str, device_type: str, versions: Mapping[str, str]) -> bool:
+        """Create it, atomically (admin). False and nothing written where it exists."""
+        ...
+
+    async def patch_device(
+        self, identifier: str, device_type: str | None, versions: Mapping[str, str | None]
+    ) -> DeviceState | None:
+        """Change the type (None keeps it) and only the named versions (None removes one), atomically (admin).
+
+        Returns the state after it, None for an unknown device.
+        """
+        ...
+
+    async def count_unknown(self, identifiers: Sequence[str]) -> int:
+        """How many of them are not registered, pipelined."""
         ...
 
     async def import_devices(self, devices: Sequence[tuple[str, str, Mapping[str, str] | None]]) -> tuple[int, int]:
@@ -121,4 +139,81 @@ class Catalogue(Protocol):
 class Publisher(Protocol):
     async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
         """Publish one command; returns when the broker took it (qos 1: its ack). Raises DependencyError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What a request under an Idempotency-Key was answered; replayed as it stands."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class IdempotencyStore(Protocol):
+    """Answers kept for 24 hours under a scope (token, route and the client's key)."""
+
+    async def claim(self, scope: str, fingerprint: str) -> StoredAnswer | None:
+        """None: the caller has the scope (for ten minutes) and must `keep` or `release` it; else the kept answer.
+
+        InputError where the scope belongs to another fingerprint, ConflictError where the first request still runs.
+        """
+        ...
+
+    async def keep(self, scope: str, fingerprint: str, answer: StoredAnswer) -> None:
+        """Keep the answer of a claimed scope for 24 hours."""
+        ...
+
+    async def release(self, scope: str) -> None:
+        """Forget a claim whose request failed and changed nothing."""
+        ...
+
+
+class HookLiveness(Protocol):
+    async def list_live_hooks(self) -> list[str]:
+        """The hook workers whose heartbeat is fresh, by name; empty where no hook accepts calls."""
+        ...
+
+
+class IncomingPackage(Protocol):
+    """A package while its bytes arrive. Exactly one of `keep` and `discard` ends it."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    async def write(self, data: bytes) -> None:
+        """Append. DependencyError where the store can't take it (a full disk)."""
+        ...
+
+    async def keep(self, filename: str) -> Package:
+        """Make it durable under its firmware's id, read it back and compare. DependencyError: nothing was kept."""
+        ...
+
+    async def discard(self) -> None:
+        """Leave nothing. Never raises; harmless after `keep`."""
+        ...
+
+
+class PackageReader(Protocol):
+    """One open package. `read` may be called from one task at a time."""
+
+    async def read(self, offset: int, size_bytes: int) -> bytes: ...
+
+    async def close(self) -> None: ...
+
+
+class PackageStore(Protocol):
+    """The bytes of firmware by firmware id. Names that users gave are data here, never paths."""
+
+    async def receive(self, firmware_id: str) -> IncomingPackage:
+        """Begin a package. DependencyError where the store can't take one."""
+        ...
+
+    async def open(self, firmware_id: str) -> PackageReader:
+        """Raises DependencyError where its bytes are missing or can't be read."""
+        ...
+
+    async def remove(self, firmware_id: str) -> None:
+        """Remove it; one that is not there is no error."""
         ...

@@ -38,6 +38,7 @@ class Snapshot:
     firmware: Mapping[str, Firmware] = field(default_factory=dict)
     device_lists: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kept_attributes: frozenset[str] = frozenset()
     _rules: Mapping[_Scope, tuple[Rule, ...]] = field(default_factory=dict)
     _indices: Mapping[_Scope, FirmwareIndex] = field(default_factory=dict)
 
@@ -96,6 +97,7 @@ class Snapshot:
         touched_scopes |= {(f.device_type, f.module) for f in living if f.device_type in touched_types}
         named = {f.device_list for f in living if f.device_list}
         kept_lists = {name: members for name, members in lists.items() if name in named}
+        kept_by_type = {key: frozenset(t.version_attributes) for key, t in types.items()}
         indices = _rebuild(self._indices, touched_scopes, living, types, kept_lists, refused)
         return (
             Snapshot(
@@ -104,7 +106,8 @@ class Snapshot:
                 rules=rules,
                 firmware=firmware,
                 device_lists=kept_lists,
-                kept_by_type={key: frozenset(t.version_attributes) for key, t in types.items()},
+                kept_by_type=kept_by_type,
+                kept_attributes=frozenset().union(*kept_by_type.values()),
                 _rules=_group_rules(rules.values(), types),
                 _indices=indices,
             ),

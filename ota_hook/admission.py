@@ -1,0 +1,386 @@
+"""What may enter the catalogue: the shape of each text, and what a change must not contradict.
+
+Pure. A `check_*` function returns its text or raises InputError; an `admit_*` or `remove_*` function looks at the
+newest snapshot and returns the changes to write, or raises InputError, NotFound or ConflictError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from ota_hook._matcher import version_key
+from ota_hook.errors import ConflictError, InputError, NotFound
+from ota_hook.model import (
+    VERSION_MAX_BYTES,
+    CatalogueChange,
+    DeviceType,
+    DocumentKind,
+    Firmware,
+    Rule,
+    is_direct_identifier,
+)
+from ota_hook.snapshot import Snapshot
+
+NAME_MAX_CHARS: Final = 128
+EVENT_MAX_CHARS: Final = 128
+ATTRIBUTE_MAX_BYTES: Final = 128
+VERSION_ATTRIBUTES_MAX: Final = 16
+SOURCE_VERSIONS_MAX: Final = 100
+INLINE_DEVICES_MAX: Final = 10_000
+LISTED_DEVICES_MAX: Final = 1_000_000
+
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+# ---- texts
+
+
+def check_key(text: str) -> str:
+    """A device type's key or a module: 1 to 64 of letters, digits, `_ . -`, the first a letter or digit."""
+    if not _KEY.fullmatch(text):
+        raise InputError(f"{_shown(text)} must be 1 to 64 letters, digits, _ . or -, and begin with a letter or digit.")
+    return text
+
+
+def check_ulid(text: str) -> str:
+    """The id of a rule or firmware."""
+    if not _ULID.fullmatch(text):
+        raise InputError(f"{_shown(text)} is no ULID (26 characters, capitals).")
+    return text
+
+
+def check_name(text: str) -> str:
+    """What people call a thing: 1 to 128 characters, none of them a control character."""
+    return _check_line(text.strip(), NAME_MAX_CHARS, "A name")
+
+
+def check_event(text: str) -> str:
+    """An event's name, as the device sends it: 1 to 128 characters, none of them a control character."""
+    return _check_line(text, EVENT_MAX_CHARS, "An event")
+
+
+def check_attribute(text: str) -> str:
+    """A version attribute: 1 to 128 bytes of text."""
+    if not text or _utf8_length(text, "An attribute") > ATTRIBUTE_MAX_BYTES:
+        raise InputError(f"An attribute must have 1 to {ATTRIBUTE_MAX_BYTES} bytes.")
+    return text
+
+
+def check_version(text: str) -> str:
+    """A version of a firmware or device, trimmed: 1 to 128 bytes with a digit in it."""
+    text = text.strip()
+    if _utf8_length(text, "A version") > VERSION_MAX_BYTES or not any("0" <= c <= "9" for c in text):
+        raise InputError(f"{_shown(text)} is not a version: it needs a digit and at most {VERSION_MAX_BYTES} bytes.")
+    return _check_line(text, VERSION_MAX_BYTES, "A version")
+
+
+def check_identifier(text: str) -> str:
+    """A direct device's identifier."""
+    if is_direct_identifier(text):
+        return text
+    if "/" in text:
+        raise InputError(f"{_shown(text)} names a gateway's child; children are not available yet.")
+    raise InputError(f"{_shown(text)} is no identifier: 1 to 128 bytes without / + # % and control characters.")
+
+
+def check_distinct(texts: list[str]) -> list[str]:
+    """The texts, none of them twice."""
+    if len(set(texts)) != len(texts):
+        raise InputError("The same entry is there twice.")
+    return texts
+
+
+def _check_line(text: str, most: int, what: str) -> str:
+    _utf8_length(text, what)
+    if not 1 <= len(text) <= most or any(c < " " or "\x7f" <= c <= "\x9f" for c in text):
+        raise InputError(f"{what} must have 1 to {most} characters without control characters.")
+    return text
+
+
+def _utf8_length(text: str, what: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as exc:
+        raise InputError(f"{what} must be Unicode text.") from exc
+
+
+def _shown(text: str) -> str:
+    return ascii(text) if len(text) <= 64 else ascii(text[:61]) + "…"
+
+
+# ---- device types
+
+
+def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> DeviceType:
+    """The device type that a document refers to. InputError (422) where it does not exist."""
+    device_type = snapshot.types.get(key)
+    if device_type is None:
+        raise InputError(f"There is no device type {_shown(key)}.", mend="Create it first.", field=field)
+    return device_type
+
+
+def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str) -> tuple[CatalogueChange, ...]:
+    """Create or replace a device type; a new one comes with its default rule, whose attribute joins the type's."""
+    old = snapshot.types.get(proposed.key)
+    if old is None:
+        rule = Rule(
+            id=default_rule_id,
+            name="otaCheck",
+            device_type=proposed.key,
+            created_at_ms=proposed.created_at_ms,
+        )
+        return (_write(_with_attribute(proposed, rule.version_attribute)), _write(rule))
+    for rule in snapshot.rules.values():
+        if rule.device_type == old.key and rule.version_attribute not in proposed.version_attributes:
+            raise ConflictError(
+                f"The rule {rule.name!r} ({rule.id}) uses the attribute {rule.version_attribute!r}.",
+                mend="Change or delete the rule first.",
+                field="version_attributes",
+            )
+    for firmware in snapshot.living_firmware(old.key):
+        if version_key(proposed.version_scheme, firmware.version) is None:
+            raise ConflictError(
+                f"The version {firmware.version!r} of the firmware {firmware.name!r} ({firmware.id}) is not one in the"
+                f" scheme {proposed.version_scheme.value!r}.",
+                mend="Delete the firmware first.",
+                field="version_scheme",
+            )
+    if proposed.version_scheme != old.version_scheme:
+        _refuse_clashes_under(snapshot, proposed)
+    return (_write(replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)),)
+
+
+def _refuse_clashes_under(snapshot: Snapshot, proposed: DeviceType) -> None:
+    """Another scheme orders versions anew: two firmware may become duplicates, or a downgrade one that is undone."""
+    proposed_types = {**snapshot.types, proposed.key: proposed}
+    edited = replace(snapshot, types=proposed_types)
+    for firmware in snapshot.living_firmware(proposed.key):
+        _refuse_duplicate(edited, firmware)
+        _refuse_loop(edited, firmware, None)
+
+
+def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tuple[CatalogueChange, ...]:
+    """Delete a device type and its rules. `devices` are some devices of that type; empty where there are none."""
+    if key not in snapshot.types:
+        raise NotFound(f"There is no device type {_shown(key)}.")
+    living = snapshot.living_firmware(key)
+    uses = []
+    if living:
+        uses.append(f"{len(living)} firmware ({_first_few([f.name + ' ' + f.id for f in living])})")
+    if devices:
+        uses.append(f"devices ({_first_few(devices)})")
+    if uses:
+        raise ConflictError(
+            f"The device type {key!r} is in use by {' and by '.join(uses)}.", mend="Delete or move those first."
+        )
+    rules = [rule for rule in snapshot.rules.values() if rule.device_type == key]
+    return (
+        *(CatalogueChange(DocumentKind.RULE, rule.id, None) for rule in rules),
+        CatalogueChange(DocumentKind.DEVICE_TYPE, key, None),
+    )
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _with_attribute(device_type: DeviceType, attribute: str) -> DeviceType:
+    if attribute in device_type.version_attributes:
+        return device_type
+    attributes = (*device_type.version_attributes, attribute)
+    if len(attributes) > VERSION_ATTRIBUTES_MAX:
+        raise InputError(
+            f"The device type {device_type.key!r} would have more than {VERSION_ATTRIBUTES_MAX} version attributes.",
+            field="version_attribute",
+        )
+    return replace(device_type, version_attributes=attributes)
+
+
+# ---- rules
+
+
+def find_identical_rule(snapshot: Snapshot, proposed: Rule) -> Rule | None:
+    """The rule that says the same as `proposed`, whatever its id, age and revision."""
+    for rule in snapshot.rules.values():
+        if replace(proposed, id=rule.id, created_at_ms=rule.created_at_ms, revision=rule.revision) == rule:
+            return rule
+    return None
+
+
+def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...]:
+    """Create the rule or replace the one with its id. A version attribute that is new to the type joins it."""
+    device_type = find_type(snapshot, proposed.device_type)
+    for rule in snapshot.rules.values():
+        same = (rule.device_type, rule.event, rule.module) == (proposed.device_type, proposed.event, proposed.module)
+        if same and rule.id != proposed.id:
+            raise ConflictError(
+                f"The rule {rule.name!r} ({rule.id}) is there for that device type, event and module already.",
+                mend="Change that one.",
+            )
+    old = snapshot.rules.get(proposed.id)
+    if old is not None:
+        if old.device_type != proposed.device_type:
+            raise InputError("A rule can't move to another device type.", field="device_type")
+        proposed = replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)
+    widened = _with_attribute(device_type, proposed.version_attribute)
+    if widened is device_type:
+        return (_write(proposed),)
+    return (_write(replace(widened, revision=device_type.revision + 1)), _write(proposed))
+
+
+# ---- firmware
+
+
+def find_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
+    """The firmware; NotFound where it never was, or is deleted (gone)."""
+    firmware = snapshot.firmware.get(firmware_id)
+    if firmware is None:
+        raise NotFound(f"There is no firmware {_shown(firmware_id)}.")
+    if firmware.deleted_at_ms is not None:
+        raise NotFound(f"The firmware {firmware.name!r} ({firmware.id}) was deleted.", gone=True)
+    return firmware
+
+
+def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: str) -> None:
+    """Refuse what can be refused before the bytes arrive: an unknown type, a text that is no version there."""
+    device_type = find_type(snapshot, device_type_key)
+    if version_key(device_type.version_scheme, version) is None:
+        raise InputError(
+            f"{_shown(version)} is not a version in the scheme {device_type.version_scheme.value!r} of"
+            f" {device_type.key!r}.",
+            field="version",
+        )
+
+
+def admit_firmware(
+    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None
+) -> tuple[CatalogueChange, ...]:
+    """Create the firmware or replace the one with its id.
+
+    `devices` holds the members of `proposed.device_list` where the snapshot has not got that list yet; None leaves
+    them unknown, and an unknown list counts as one that any device may be in.
+    """
+    check_firmware_version(snapshot, proposed.device_type, proposed.version)
+    if proposed.allow_downgrade and not proposed.source_versions:
+        raise InputError(
+            "A firmware that allows downgrade must say from which versions.",
+            mend="Set source_versions.",
+            field="source_versions",
+        )
+    old = snapshot.firmware.get(proposed.id)
+    if old is None or _who_gets(old) != _who_gets(proposed):
+        _refuse_duplicate(snapshot, proposed)
+        _refuse_loop(snapshot, proposed, devices)
+    if old is not None:
+        proposed = replace(proposed, revision=old.revision + 1)
+    return (_write(proposed),)
+
+
+def _who_gets(firmware: Firmware) -> tuple[object, ...]:
+    return firmware.enabled, firmware.device_list, firmware.source_versions, firmware.allow_downgrade
+
+
+def remove_firmware(snapshot: Snapshot, firmware_id: str, *, now_ms: int) -> tuple[CatalogueChange, ...]:
+    """Leave a tombstone: history stays, no check finds it any more."""
+    firmware = find_firmware(snapshot, firmware_id)
+    return (_write(replace(firmware, deleted_at_ms=now_ms, revision=firmware.revision + 1)),)
+
+
+def _others(snapshot: Snapshot, firmware: Firmware) -> Iterator[Firmware]:
+    living = snapshot.living_firmware(firmware.device_type, firmware.module)
+    return (other for other in living if other.id != firmware.id)
+
+
+def _refuse_duplicate(snapshot: Snapshot, proposed: Firmware) -> None:
+    """Same type, module and equal version key; neither has a selector; their source versions meet, or neither has any."""
+    if proposed.device_list is not None:
+        return
+    key = _key(snapshot, proposed, proposed.version)
+    sources = set(proposed.source_versions)
+    for other in _others(snapshot, proposed):
+        if other.device_list is not None or _key(snapshot, other, other.version) != key:
+            continue
+        both_full = not sources and not other.source_versions
+        if both_full or not sources.isdisjoint(other.source_versions):
+            state = "" if other.enabled else " (disabled)"
+            raise ConflictError(
+                f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
+                " already.",
+                mend="Change or delete that one, or give one of them a list of devices.",
+                field="version",
+            )
+
+
+def _refuse_loop(snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None) -> None:
+    """A device must not be sent back by one enabled firmware and forth by another, for ever.
+
+    A downgrade D brings a device to D's version. If another firmware takes it from there, and leads to a version from
+    which D is offered, the two never end; and a plain upgrade from D's version undoes what the downgrade is for.
+    """
+    if not proposed.enabled:
+        return
+    for other in _others(snapshot, proposed):
+        if not other.enabled:
+            continue
+        for back, forth in ((proposed, other), (other, proposed)):
+            undone = back.allow_downgrade and _is_undone(snapshot, back, forth, newly=back is proposed)
+            if undone and _may_share_a_device(snapshot, proposed, devices, other):
+                raise ConflictError(
+                    f"The firmware {other.name!r} ({other.id}) is enabled too, and the two would undo each other: "
+                    f"{back.version!r} is a downgrade, and {forth.version!r} is offered to who runs it.",
+                    mend="Disable that one first, or give the two lists of different devices.",
+                    field="allow_downgrade" if back is proposed else "version",
+                )
+
+
+def _is_undone(snapshot: Snapshot, back: Firmware, forth: Firmware, *, newly: bool) -> bool:
+    """Whether `forth` would be offered to a device that the downgrade `back` brought to its version.
+
+    Where the downgrade is there already (not `newly`), only a firmware that leads to one of its source versions is a
+    loop: a later, mended version is how a downgrade ends.
+    """
+    arrived, offered = _key(snapshot, back, back.version), _key(snapshot, forth, forth.version)
+    sources = {_key(snapshot, back, source) for source in back.source_versions}
+    if all(source <= arrived for source in sources):
+        return False  # it may lead down, but it leads up
+    if forth.source_versions and back.version not in forth.source_versions:
+        return False
+    if offered == arrived or (offered < arrived and not forth.allow_downgrade):
+        return False
+    return newly or offered in sources
+
+
+def _key(snapshot: Snapshot, firmware: Firmware, text: str) -> bytes:
+    """The version's key; empty, and so below every other, where the text is no version."""
+    return version_key(snapshot.types[firmware.device_type].version_scheme, text) or b""
+
+
+def _may_share_a_device(
+    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None, other: Firmware
+) -> bool:
+    ours = _members(snapshot, proposed) if devices is None else frozenset(devices)
+    theirs = _members(snapshot, other)
+    if ours is None or theirs is None:
+        return (ours is None or bool(ours)) and (theirs is None or bool(theirs))
+    return not ours.isdisjoint(theirs)
+
+
+def _members(snapshot: Snapshot, firmware: Firmware) -> frozenset[str] | None:
+    """Who is listed; None where that is everyone, or a list that this snapshot has not got."""
+    if firmware.device_list is None:
+        return None
+    return snapshot.device_lists.get(firmware.device_list) if firmware.device_list else frozenset()
+
+
+def _write(document: DeviceType | Rule | Firmware) -> CatalogueChange:
+    match document:
+        case DeviceType():
+            return CatalogueChange(DocumentKind.DEVICE_TYPE, document.key, document)
+        case Rule():
+            return CatalogueChange(DocumentKind.RULE, document.id, document)
+        case Firmware():
+            return CatalogueChange(DocumentKind.FIRMWARE, document.id, document)

@@ -1,0 +1,111 @@
+"""The decisions: what a device said, what is known, the catalogue in force → what to answer and what to note.
+
+Pure: nothing here waits, logs or counts. The provider carries the decisions out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ota_hook._matcher import version_key
+from ota_hook.model import DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
+from ota_hook.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class OfferUpdate:
+    """Tell the device of `firmware`, and note the offer. The answer to one matching rule."""
+
+    rule: Rule
+    firmware: Firmware
+    device_type: DeviceType
+    from_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNoUpgrade:
+    """Tell the device that nothing is newer for `module`. The answer to one matching rule."""
+
+    module: str
+    device_type: DeviceType
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaySilent:
+    """Change nothing about the message. `reason` is one of a fixed few words."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettleOffer:
+    """Close an open offer with its outcome."""
+
+    offer: OpenOffer
+    outcome: Outcome
+    code: str = ""
+
+
+CheckDecision = OfferUpdate | AnswerNoUpgrade | StaySilent
+
+
+def decide_check(
+    device: DeviceState | None, event: str, snapshot: Snapshot, *, topic_type: str | None = None
+) -> tuple[CheckDecision, ...]:
+    """Answer one device's question, once per matching rule.
+
+    `topic_type` is the device type that the topic claims, where the dialect has one: a device registered under another
+    gets no answer.
+    """
+    if device is None:
+        return (StaySilent("unknown_device"),)
+    device_type = snapshot.types.get(device.device_type)
+    if device_type is None or topic_type not in (None, device.device_type):
+        return (StaySilent("type_differs"),)
+    rules = snapshot.rules_for(device.device_type, event)
+    if not rules:
+        return (StaySilent("no_rule"),)
+    return tuple(_answer(rule, device, device_type, snapshot) for rule in rules)
+
+
+def _answer(rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: Snapshot) -> CheckDecision:
+    current = device.versions.get(rule.version_attribute)
+    if current is None:
+        return AnswerNoUpgrade(rule.module, device_type, "no_version")
+    index = snapshot.index(device.device_type, rule.module)
+    firmware_id = index.resolve(device.identifier, current.text) if index is not None else None
+    if firmware_id is None:
+        return AnswerNoUpgrade(rule.module, device_type, "none_newer")
+    return OfferUpdate(rule, snapshot.firmware[firmware_id], device_type, current.text)
+
+
+def decide_report(
+    device: DeviceState, reported: Collection[str], snapshot: Snapshot
+) -> tuple[SettleOffer, ...]:
+    """What a report proves about the device's open offers. `device` is the state after it, `reported` its attributes.
+
+    Success is the offered version, by key; another version than before the offer is a failure; the old one proves
+    nothing.
+    """
+    device_type = snapshot.types.get(device.device_type)
+    if device_type is None:
+        return ()
+    settled = []
+    for offer in device.open_offers:
+        version = device.versions.get(offer.version_attribute)
+        if version is None or offer.version_attribute not in reported:
+            continue
+        if _same_version(device_type, version.text, offer.version):
+            settled.append(SettleOffer(offer, Outcome.SUCCEEDED))
+        elif not _same_version(device_type, version.text, offer.from_version):
+            settled.append(SettleOffer(offer, Outcome.FAILED, "other_version"))
+    return tuple(settled)
+
+
+def _same_version(device_type: DeviceType, one: str, other: str) -> bool:
+    if one == other:
+        return True
+    key = version_key(device_type.version_scheme, one)
+    return key is not None and key == version_key(device_type.version_scheme, other)

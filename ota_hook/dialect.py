@@ -1,0 +1,299 @@
+"""What devices and the cloud say to each other: topics and payloads on the wire, meanings in the code.
+
+Pure. Topic templates are data; the payloads are those of the `eztcloud` protocol in every dialect. Nothing a device
+sends raises anything but BadMessage, whose reason is one of a fixed few (it labels a metric).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NoReturn
+
+import orjson
+
+from ota_hook.errors import InputError
+from ota_hook.model import VERSION_MAX_BYTES, CommandExtra, Firmware, is_direct_identifier
+
+COMMAND_METHOD: Final = "otaUpgrade"
+COMMAND_NAME: Final = "OTA升级"
+TOPIC_MAX_BYTES: Final = 65_535
+
+
+class Channel(StrEnum):
+    """The topics of a direct device that the hook reads or answers on."""
+
+    ATTRIBUTES = "attributes"
+    EVENT_REPORT = "event_report"
+    COMMAND_SEND = "command_send"
+
+
+HOOKED_CHANNELS: Final = (Channel.ATTRIBUTES, Channel.EVENT_REPORT)
+
+BUILT_IN_DIALECTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "eztcloud": {
+        "attributes": "attributes/{device}",
+        "event_report": "event_report/{device}",
+        "command_send": "command_send/{device}",
+    },
+    "typed": {
+        "attributes": "{device_type}/{device}/attributes",
+        "event_report": "{device_type}/{device}/event_report",
+        "command_send": "{device_type}/{device}/command_send",
+    },
+}
+
+_PLACEHOLDERS: Final = frozenset({"device", "device_type", "clientid", "username"})
+_PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
+
+
+class BadMessage(Exception):  # noqa: N818 - a value that travels one call up, never an error of ours
+    """A device's message that can't be used. `reason` is one word for the counter."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A topic whose levels are literals or placeholders; a placeholder fills one whole level."""
+
+    levels: tuple[tuple[bool, str], ...]
+    """(is a placeholder, its name or the literal) per level."""
+
+    @property
+    def topic_filter(self) -> str:
+        return "/".join("+" if placeholder else text for placeholder, text in self.levels)
+
+    def match(self, levels: list[str]) -> dict[str, str] | None:
+        """What the placeholders stand for in a topic that was split at `/`, or None."""
+        if len(levels) != len(self.levels):
+            return None
+        values: dict[str, str] = {}
+        for (placeholder, text), level in zip(self.levels, levels, strict=True):
+            if placeholder:
+                if values.setdefault(text, level) != level:
+                    return None
+            elif text != level:
+                return None
+        return values
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        return "/".join(values[text] if placeholder else text for placeholder, text in self.levels)
+
+    def overlaps(self, other: Template) -> bool:
+        """Whether some topic matches both."""
+        return len(self.levels) == len(other.levels) and all(
+            mine[0] or theirs[0] or mine[1] == theirs[1]
+            for mine, theirs in zip(self.levels, other.levels, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Who published, and on which channel. `device_type` is None where the topic does not name it."""
+
+    channel: Channel
+    device: str
+    device_type: str | None
+    values: Mapping[str, str]
+    """Every placeholder's value: what fills the answer's topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A family of topic templates."""
+
+    name: str
+    templates: Mapping[Channel, Template]
+
+    @property
+    def topic_filters(self) -> tuple[str, ...]:
+        """What the hook asks the broker for."""
+        return tuple(self.templates[channel].topic_filter for channel in HOOKED_CHANNELS)
+
+    def recognise(self, topic: str, *, identity: str, clientid: str, username: str) -> Address | None:
+        """The address of a device's message; None for a topic that is not ours.
+
+        BadMessage where the topic speaks for another than the connection's own identity, or for none that can be one.
+        """
+        levels = topic.split("/")
+        for channel in HOOKED_CHANNELS:
+            values = self.templates[channel].match(levels)
+            if values is None:
+                continue
+            device = values["device"]
+            if device != identity or not is_direct_identifier(device):
+                raise BadMessage("identity_differs")
+            if values.get("clientid", clientid) != clientid or values.get("username", username) != username:
+                raise BadMessage("identity_differs")
+            known = {**values, "clientid": clientid, "username": username}
+            return Address(channel, device, values.get("device_type"), known)
+        return None
+
+    def command_topic(self, address: Address, device_type: str) -> str:
+        """Where that device's commands go, mountpoint included. BadMessage where no topic can say it."""
+        topic = self.templates[Channel.COMMAND_SEND].fill({**address.values, "device_type": device_type})
+        if not is_publishable(topic):
+            raise BadMessage("topic_unusable")
+        return topic
+
+
+def is_publishable(topic: str) -> bool:
+    """Whether the broker survives publishing to `topic`: no wildcard (it crashes the publisher's connection), no NUL,
+    1 to 65,535 bytes (longer kills the subscriber's connection)."""
+    if not topic or any(c in topic for c in "+#\0"):
+        return False
+    return len(topic.encode("utf-8", "surrogatepass")) <= TOPIC_MAX_BYTES
+
+
+def parse_dialect(name: str, templates: Mapping[str, str]) -> Dialect:
+    """A dialect from its templates' texts. InputError says which one can't be used, and why."""
+    unknown = set(templates) - set(Channel)
+    if unknown:
+        raise InputError(f"{sorted(unknown)[0]!r} is no topic; known are {', '.join(Channel)}.")
+    parsed = {}
+    for channel in Channel:
+        if channel not in templates:
+            raise InputError(f"The topic {channel.value!r} is missing.")
+        parsed[channel] = _parse_template(channel, templates[channel])
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        one, other = list(Channel)[first], list(Channel)[second]
+        if parsed[one].overlaps(parsed[other]):
+            raise InputError(f"The topics {one.value!r} and {other.value!r} can be the same topic.")
+    return Dialect(name, parsed)
+
+
+def _parse_template(channel: Channel, text: str) -> Template:
+    levels = []
+    for level in text.replace("{u}", "{device}").split("/"):
+        placeholder = _PLACEHOLDER.fullmatch(level)
+        if placeholder is None and any(c in level for c in "{}+#\0"):
+            raise InputError(f"In {channel.value} = {text!r} a placeholder fills a whole level, and no wildcard stands.")
+        if placeholder is not None and placeholder[1] not in _PLACEHOLDERS:
+            raise InputError(f"{{{placeholder[1]}}} is no placeholder; known are {', '.join(sorted(_PLACEHOLDERS))}.")
+        levels.append((True, placeholder[1]) if placeholder else (False, level))
+    if (True, "device") not in levels:
+        raise InputError(f"{channel.value} = {text!r} does not name {{device}}.")
+    return Template(tuple(levels))
+
+
+# ---- payloads, device to cloud
+
+
+class NumberText(str):
+    """A JSON number as the device spelled it: `1.10` stays `1.10`."""
+
+    __slots__ = ()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
+)
+_PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def _parse_object(payload: bytes) -> dict[str, Any]:
+    try:
+        document = _DECODER.decode(payload.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        raise BadMessage("not_utf8") from exc
+    except RecursionError as exc:
+        raise BadMessage("too_deep") from exc
+    except ValueError as exc:
+        raise BadMessage("not_json") from exc
+    if not isinstance(document, dict):
+        raise BadMessage("not_an_object")
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedVersions:
+    """The usable versions of one report by attribute, and how many values of version attributes were bad."""
+
+    versions: Mapping[str, str]
+    bad_values: int
+
+
+def parse_attributes(payload: bytes, version_attributes: Iterable[str]) -> ReportedVersions:
+    """The versions in a report of a direct device; other attributes are not looked at."""
+    document = _parse_object(payload)
+    versions: dict[str, str] = {}
+    bad_values = 0
+    for attribute in version_attributes:
+        value = document.get(attribute)
+        if value is None:
+            continue
+        text = read_version(value)
+        if text is None:
+            bad_values += 1
+        else:
+            versions[attribute] = text
+    return ReportedVersions(versions, bad_values)
+
+
+def read_version(value: object) -> str | None:
+    """The version that a JSON value spells, trimmed; None for what is none (WIRE: strings and plain numbers alone)."""
+    if isinstance(value, NumberText):
+        text = str(value) if _PLAIN_NUMBER.fullmatch(value) else ""
+    elif isinstance(value, str):
+        text = value.strip()
+    else:
+        return None
+    if not any("0" <= c <= "9" for c in text) or len(text) > VERSION_MAX_BYTES:
+        return None
+    try:
+        return text if len(text.encode("utf-8")) <= VERSION_MAX_BYTES else None
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 can't hold
+        return None
+
+
+def parse_event(payload: bytes) -> str:
+    """The event's name (`method`) in an event of a direct device."""
+    document = _parse_object(payload)
+    method, event_id = document.get("method"), document.get("id")
+    if not isinstance(method, str) or isinstance(method, NumberText) or not method:
+        raise BadMessage("no_method")
+    if not (event_id is None or isinstance(event_id, str)):
+        raise BadMessage("bad_id")
+    return method
+
+
+# ---- payloads, cloud to device
+
+
+def upgrade_command(
+    firmware: Firmware, *, url: str, command_id: int, extras: tuple[CommandExtra, ...] = ()
+) -> bytes:
+    """The command that offers `firmware`: exactly these keys in this order, extras after `md5`."""
+    package = firmware.package
+    params: dict[str, object] = {
+        "module": firmware.module,
+        "upgrade": True,
+        "version": firmware.version,
+        "url": url,
+        "size": package.size_bytes,
+        "md5": package.md5,
+    }
+    for extra in extras:
+        params[extra.value] = getattr(package, extra.value)
+    return _command(params, command_id)
+
+
+def no_upgrade_command(module: str, *, command_id: int) -> bytes:
+    """The answer to a check where nothing is newer. Never pushed: some devices update on any `otaUpgrade`."""
+    return _command({"module": module, "upgrade": False}, command_id)
+
+
+def _command(params: dict[str, object], command_id: int) -> bytes:
+    return orjson.dumps(
+        {"method": COMMAND_METHOD, "params": params, "command_name": COMMAND_NAME, "id": command_id}
+    )

@@ -1,0 +1,102 @@
+"""How an administrator's write is confirmed before it is answered, and where Redis is configured to forget.
+
+Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from ota_hook.errors import DependencyError
+from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_pipelined
+
+DEFAULT_WAIT_MS: Final = 2_000
+"""Longer than the second that `appendfsync everysec` may take, shorter than a command's time limit."""
+
+
+class DurableWriter:
+    """Runs scripts and waits until Redis has them on its disk (WAITAOF, where the server can) and on `replicas`.
+
+    WAITAOF came with Redis 7.2 and needs the append-only file; whether this server can is asked once, at the first
+    write, and again after it refused. `wait_ms` bounds each wait and must be below the client's time limit.
+    """
+
+    def __init__(self, redis: Redis, *, replicas: int = 0, wait_ms: int = DEFAULT_WAIT_MS) -> None:
+        self._redis = redis
+        self._replicas = replicas
+        self._wait_ms = wait_ms
+        self._reaches_disk: bool | None = None
+
+    async def write(self, script: Script, calls: Sequence[Call]) -> tuple[list[Any], str | None]:
+        """Run `script` once per (keys, arguments), pipelined: the results, and why they are unconfirmed (None: they are not).
+
+        The script must be safe to run twice. Raises DependencyError where Redis fails: then it is not known whether
+        it ran.
+        """
+        with redis_errors("writing"):
+            if self._reaches_disk is None:
+                self._reaches_disk = await _can_wait_for_disk(self._redis)
+            waits: list[Sequence[Argument]] = []
+            if self._reaches_disk:
+                waits.append(("WAITAOF", 1, 0, self._wait_ms))
+            if self._replicas:
+                waits.append(("WAIT", self._replicas, self._wait_ms))
+            results, waited = await run_pipelined(self._redis, script, calls, then=waits)
+        return results, self._judge(waits, waited)
+
+    async def write_or_fail(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """`write`, with DependencyError where the confirmation is missing. Its text says that the write happened."""
+        results, unconfirmed = await self.write(script, calls)
+        if unconfirmed is not None:
+            raise DependencyError(unconfirmed, mend="Look at what is there before you try again.")
+        return results
+
+    def _judge(self, waits: Sequence[Sequence[Argument]], waited: Sequence[Any]) -> str | None:
+        for wait, answer in zip(waits, waited, strict=True):
+            if wait[0] == "WAITAOF":
+                if isinstance(answer, ResponseError):  # the server changed its configuration, or is another one now
+                    self._reaches_disk = None
+                elif isinstance(answer, Exception) or answer[0] < 1:
+                    return f"It was written, but Redis did not say within {self._wait_ms} ms that its disk has it."
+            elif isinstance(answer, Exception) or answer < self._replicas:
+                return f"It was written, but not {self._replicas} replicas said within {self._wait_ms} ms that they have it."
+        return None
+
+
+async def _can_wait_for_disk(redis: Redis) -> bool:
+    """Whether WAITAOF works here and is not bound to time out (`appendfsync no` never tells)."""
+    try:
+        await redis.execute_command("WAITAOF", 1, 0, 1)
+        policy = await redis.config_get("appendfsync")
+    except ResponseError as exc:
+        # A server that can, but lets nobody read its configuration, is taken at its word.
+        return "CONFIG" in str(exc).upper()
+    return bool(policy.get("appendfsync") != "no")
+
+
+async def list_risks(redis: Redis) -> list[str]:
+    """Plain sentences on how this Redis may lose what it acknowledged; empty where it may not. For start-up's log."""
+    with redis_errors("reading the server's facts"):
+        persistence = await redis.info("persistence")
+        memory = await redis.info("memory")
+    risks = []
+    if not persistence.get("aof_enabled"):
+        risks.append("Redis keeps no append-only file: what it acknowledged since its last snapshot is lost when it ends.")
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if memory.get("maxmemory") and policy != "noeviction":
+        risks.append(f"Redis evicts keys when its memory is full ({policy}): set maxmemory-policy to noeviction.")
+    try:
+        fsync = (await redis.config_get("appendfsync")).get("appendfsync")
+        waits = await _can_wait_for_disk(redis)
+    except (RedisError, OSError):
+        risks.append("Redis does not let its configuration be read: when it writes to disk could not be checked.")
+        return risks
+    if persistence.get("aof_enabled") and fsync == "no":
+        risks.append("Redis leaves writing to disk to the operating system (appendfsync no): a power cut loses seconds.")
+    elif persistence.get("aof_enabled") and fsync == "everysec" and not waits:
+        risks.append("Redis before 7.2 with appendfsync everysec: a power cut may lose the last second of acknowledged writes.")
+    return risks

@@ -1,0 +1,124 @@
+"""The names of every key in Redis, and which of them share a slot. No other module spells a key.
+
+Pure: no I/O. What is stored under a key is the business of the module that uses it.
+
+Catalogue-wide keys share the hash tag `{c}`, a device's keys share the tag of its bucket, and a firmware's counters have
+a tag of their own: every script touches one slot of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import xxhash
+
+from ota_hook.errors import ConfigurationError
+from ota_hook.model import DocumentKind
+
+DEFAULT_PREFIX: Final = "ota"
+DEFAULT_BUCKETS: Final = 65_536
+"""Up to 512 devices of a bucket stay in Redis's compact encoding: 33 million in all."""
+BUCKETS_MAX: Final = 2**24
+
+_PREFIX_MAX_CHARACTERS: Final = 64
+
+
+def as_bytes(text: str) -> bytes:
+    """The text as Redis keeps it. A lone surrogate, which JSON can spell, survives the round trip."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_text(stored: bytes) -> str:
+    """What `as_bytes` was given."""
+    return stored.decode("utf-8", "surrogatepass")
+
+
+def meta_key(prefix: str) -> str:
+    """Hash: `format`, `buckets`, and the catalogue's `revision` and `token`. Known before the number of buckets is."""
+    return f"{prefix}:{{c}}:meta"
+
+
+def checked_prefix(prefix: str) -> str:
+    """The prefix, or ConfigurationError where it would break the hash tags."""
+    if not prefix or len(prefix) > _PREFIX_MAX_CHARACTERS or not prefix.isascii() or not prefix.isprintable():
+        raise ConfigurationError("The Redis prefix must be 1 to 64 printable ASCII characters.")
+    if set(prefix) & set("{}*?[]\\ "):
+        raise ConfigurationError("The Redis prefix must not contain braces, brackets, blanks, `*`, `?` or a backslash.")
+    return prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one deployment. `buckets` is what its meta key says; `open_layout` makes the value."""
+
+    prefix: str = DEFAULT_PREFIX
+    buckets: int = DEFAULT_BUCKETS
+
+    def bucket_of(self, identifier: str) -> int:
+        """The bucket that holds a direct device. (A child will live in its gateway's.)"""
+        return xxhash.xxh64_intdigest(as_bytes(identifier)) % self.buckets
+
+    def devices(self, bucket: int) -> str:
+        """Hash: identifier → packed state, in Redis's compact encoding; empty where the state is in `long_devices`."""
+        return f"{self.prefix}:{{{bucket}}}:d"
+
+    def long_devices(self, bucket: int) -> str:
+        """Hash: identifier → packed state, of devices whose state or identifier would unpack the compact hash."""
+        return f"{self.prefix}:{{{bucket}}}:x"
+
+    def offers(self, bucket: int) -> str:
+        """Hash: identifier → packed list of open offers."""
+        return f"{self.prefix}:{{{bucket}}}:o"
+
+    def history(self, bucket: int, identifier: str) -> bytes:
+        """List: packed settled offers of one device, newest first."""
+        return f"{self.prefix}:{{{bucket}}}:h:".encode() + as_bytes(identifier)
+
+    def counters(self, firmware_id: str) -> str:
+        """Hash: outcome → how often."""
+        return f"{self.prefix}:{{{firmware_id}}}:n"
+
+    @property
+    def meta(self) -> str:
+        return meta_key(self.prefix)
+
+    def documents(self, kind: DocumentKind) -> str:
+        """Hash: document key → JSON."""
+        return f"{self.prefix}:{{c}}:doc:{kind}"
+
+    @property
+    def changes(self) -> str:
+        """Stream: what changed in the catalogue; an entry's id begins with the revision that brought it."""
+        return f"{self.prefix}:{{c}}:changes"
+
+    def device_list(self, name: str) -> str:
+        """Set: the identifiers of one device list; never changed once a firmware names it."""
+        return f"{self.prefix}:{{c}}:list:{name}"
+
+    @property
+    def command_ids(self) -> str:
+        """Integer: the last command id that was handed out in a block."""
+        return f"{self.prefix}:{{c}}:ids"
+
+    def idempotency(self, digest: str) -> str:
+        """String: one request under an `Idempotency-Key`, expiring."""
+        return f"{self.prefix}:{{c}}:idem:{digest}"
+
+    @property
+    def live_hooks(self) -> str:
+        """Sorted set: hook process → when its liveness runs out (epoch ms, by Redis's clock)."""
+        return f"{self.prefix}:{{c}}:live"
+
+    def devices_pattern(self) -> str:
+        """What SCAN matches for the hashes of devices, short and long."""
+        return f"{self.prefix}:{{*}}:[dx]"
+
+    def offers_pattern(self) -> str:
+        """What SCAN matches for the hashes of open offers."""
+        return f"{self.prefix}:{{*}}:o"
+
+    def bucket_in(self, key: bytes) -> int | None:
+        """The bucket that a bucketed key belongs to, None for any other key."""
+        number = key[len(self.prefix) + 2 :].split(b"}", 1)[0]
+        return int(number) if number.isdigit() and int(number) < self.buckets else None

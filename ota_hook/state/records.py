@@ -1,0 +1,99 @@
+"""How a device's state and its offers are packed in Redis: MessagePack arrays, read and written by the scripts too.
+
+Pure: no I/O. An array may grow at its end; a reader ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgpack
+
+from ota_hook.model import DeviceState, OpenOffer, Outcome, ReportedVersion, SettledOffer
+
+COMPACT_MAX_BYTES: Final = 64
+"""Redis's `hash-max-ziplist-value`: one longer field or value would unpack its whole bucket."""
+
+_packer = msgpack.Packer(unicode_errors="surrogatepass")
+
+
+def _unpack(packed: bytes) -> list[Any]:
+    unpacked: list[Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+    return unpacked
+
+
+def pack_device(device_type: str, versions: Mapping[str, ReportedVersion]) -> bytes:
+    """`[type, attribute, reported_at_ms, version, attribute, …]`: 1 byte of array, 9 of time, the rest text."""
+    flat: list[str | int] = [device_type]
+    for attribute, version in versions.items():
+        flat += (attribute, version.reported_at_ms, version.text)
+    packed: bytes = _packer.pack(flat)
+    return packed
+
+
+def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState:
+    """The state of one device, with its open offers where `offers` is given."""
+    flat = _unpack(packed)
+    versions = {
+        attribute: ReportedVersion(text, int(reported_at_ms))
+        for attribute, reported_at_ms, text in zip(flat[1::3], flat[2::3], flat[3::3], strict=True)
+    }
+    return DeviceState(
+        identifier=identifier,
+        device_type=flat[0],
+        versions=versions,
+        open_offers=unpack_offers(offers) if offers else (),
+    )
+
+
+def type_prefix(device_type: str) -> bytes:
+    """What follows the array's header in the packed state of a device of this type: lets a scan skip the others."""
+    packed: bytes = _packer.pack(device_type)
+    return packed
+
+
+def may_be_of_type(packed: bytes, prefix: bytes) -> bool:
+    """Whether a packed state can be of the type of `type_prefix`; the header is 1 byte, 3 with 16 elements or more."""
+    return packed.startswith(prefix, 1) or packed.startswith(prefix, 3)
+
+
+def pack_offer(offer: OpenOffer) -> bytes:
+    """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …]]`."""
+    packed: bytes = _packer.pack(
+        (
+            offer.module,
+            offer.firmware_id,
+            offer.version_attribute,
+            offer.version,
+            offer.from_version,
+            offer.offered_at_ms,
+            offer.command_ids,
+        )
+    )
+    return packed
+
+
+def unpack_offers(packed: bytes) -> tuple[OpenOffer, ...]:
+    """The open offers of one device."""
+    return tuple(_offer(fields) for fields in _unpack(packed))
+
+
+def unpack_settled(packed: bytes) -> SettledOffer:
+    """One entry of a history: an offer's fields, then outcome, settled_at_ms, code."""
+    fields = _unpack(packed)
+    outcome, settled_at_ms, code = fields[7:10]
+    return SettledOffer(offer=_offer(fields), outcome=Outcome(outcome), settled_at_ms=int(settled_at_ms), code=code)
+
+
+def _offer(fields: list[Any]) -> OpenOffer:
+    module, firmware_id, attribute, version, from_version, offered_at_ms, command_ids = fields[:7]
+    return OpenOffer(
+        module=module,
+        firmware_id=firmware_id,
+        version_attribute=attribute,
+        version=version,
+        from_version=from_version,
+        command_ids=tuple(map(int, command_ids)),
+        offered_at_ms=int(offered_at_ms),
+    )

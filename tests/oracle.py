@@ -1,0 +1,256 @@
+"""What docs/versions.md says, in plain Python, slow and word by word: the property tests hold the compiled matcher to it.
+
+Nothing here is shared with ota_hook/_matcher.pyx but the entries that go in. Versions are compared piece by piece, as a
+person would, never through a key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cmp_to_key
+
+from ota_hook._matcher import FirmwareEntry
+
+PRE_RELEASE_ORDER = (
+    ("dev",),
+    ("snapshot", "nightly"),
+    ("alpha", "a"),
+    ("beta", "b"),
+    ("pre", "preview"),
+    ("rc",),
+)
+DROPPED_WORDS = ("v", "ver", "version")
+ASCII_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+
+
+def sign(left: object, right: object) -> int:
+    """-1, 0 or 1 for two values of one ordered type."""
+    return (left > right) - (left < right)  # type: ignore[operator]
+
+
+def trim_version(text: str) -> str | None:
+    """The text without white space around it, None where that is longer than 128 bytes of UTF-8 or is not UTF-8."""
+    trimmed = text.strip()
+    try:
+        return trimmed if len(trimmed.encode("utf-8")) <= 128 else None
+    except UnicodeEncodeError:
+        return None
+
+
+def is_version(scheme: str, text: str) -> bool:
+    trimmed = trim_version(text)
+    if trimmed is None:
+        return False
+    if scheme == "semver":
+        return SEMVER.fullmatch(trimmed) is not None
+    return any(character in "0123456789" for character in trimmed)
+
+
+def compare(scheme: str, left: str, right: str) -> int:
+    """-1 where `left` is older than `right`, 0 where neither is, 1 where it is newer. Both must be versions."""
+    if scheme == "semver":
+        return _compare_semver(left.strip(), right.strip())
+    return _compare_auto(left.strip(), right.strip())
+
+
+# --- auto -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token as it counts: a number, a pre-release word (by its place among them) or another word."""
+
+    number: int | None = None
+    pre_release: int | None = None
+    word: str | None = None
+
+    def is_zero(self) -> bool:
+        return self.number == 0
+
+
+def _compare_auto(left: str, right: str) -> int:
+    left_main, _, left_build = left.translate(ASCII_LOWER).partition("+")
+    right_main, _, right_build = right.translate(ASCII_LOWER).partition("+")
+    main = _compare_pieces(
+        _pieces(_without_leading_word(_tokens(left_main))), _pieces(_without_leading_word(_tokens(right_main)))
+    )
+    if main != 0:
+        return main
+    left_tokens, right_tokens = _tokens(left_build), _tokens(right_build)
+    if not left_tokens or not right_tokens:  # no build is older than every build
+        return sign(bool(left_tokens), bool(right_tokens))
+    return _compare_pieces(_pieces(left_tokens), _pieces(right_tokens))
+
+
+def _tokens(part: str) -> list[str]:
+    return re.findall("[0-9]+|[a-z]+", part)
+
+
+def _without_leading_word(tokens: list[str]) -> list[str]:
+    if len(tokens) >= 2 and tokens[0] in DROPPED_WORDS and tokens[1].isdigit():
+        return tokens[1:]
+    return tokens
+
+
+def _pieces(tokens: list[str]) -> list[Piece]:
+    pieces: list[Piece] = []
+    first_pre_release = None
+    for place, token in enumerate(tokens):
+        if token.isdigit():
+            pieces.append(Piece(number=int(token)))
+            continue
+        number_follows = place + 1 < len(tokens) and tokens[place + 1].isdigit()
+        among = [index for index, words in enumerate(PRE_RELEASE_ORDER) if token in words]
+        counts = token not in ("a", "b") or number_follows
+        if first_pre_release is not None:
+            counts = token in ("dev", "snapshot", "nightly")
+        if among and counts:
+            pieces.append(Piece(pre_release=among[0]))
+            first_pre_release = place if first_pre_release is None else first_pre_release
+        else:
+            pieces.append(Piece(word=token))
+    return _without_dropped_zeros(pieces, len(pieces) if first_pre_release is None else first_pre_release)
+
+
+def _without_dropped_zeros(pieces: list[Piece], first_pre_release: int) -> list[Piece]:
+    """From the right, so that of a run of zeros every one stands directly before what the run stands before."""
+    kept = pieces[first_pre_release:]
+    for piece in reversed(pieces[:first_pre_release]):
+        before_word_or_end = not kept or kept[0].number is None
+        if not (piece.is_zero() and before_word_or_end):
+            kept.insert(0, piece)
+    return kept
+
+
+def _compare_pieces(left: list[Piece], right: list[Piece]) -> int:
+    behind_pre_release = False
+    for place in range(max(len(left), len(right))):
+        mine = left[place] if place < len(left) else None
+        other = right[place] if place < len(right) else None
+        difference = _compare_piece(mine, other, behind_pre_release=behind_pre_release)
+        if difference != 0:
+            return difference
+        behind_pre_release = behind_pre_release or (mine is not None and mine.pre_release is not None)
+    return 0
+
+
+def _compare_piece(left: Piece | None, right: Piece | None, *, behind_pre_release: bool) -> int:
+    """None is the end of a version."""
+    classes = ["pre-release", "end", "number", "word"] if behind_pre_release else ["pre-release", "end", "word", "number"]
+    left_class, right_class = _class_of(left), _class_of(right)
+    if left_class != right_class:
+        return sign(classes.index(left_class), classes.index(right_class))
+    if left is None or right is None:
+        return 0
+    return (
+        sign(left.number or 0, right.number or 0)
+        or sign(left.pre_release or 0, right.pre_release or 0)
+        or sign(left.word or "", right.word or "")
+    )
+
+
+def _class_of(piece: Piece | None) -> str:
+    if piece is None:
+        return "end"
+    if piece.number is not None:
+        return "number"
+    return "word" if piece.pre_release is None else "pre-release"
+
+
+# --- semver -----------------------------------------------------------------------------------------------------------
+
+_NUMERIC = "(?:0|[1-9][0-9]*)"
+_ALPHANUMERIC = "(?:[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_PRE_IDENTIFIER = f"(?:{_ALPHANUMERIC}|{_NUMERIC})"
+_BUILD_IDENTIFIER = "(?:[0-9A-Za-z-]+)"
+SEMVER = re.compile(
+    rf"(?P<core>{_NUMERIC}\.{_NUMERIC}\.{_NUMERIC})"
+    rf"(?:-(?P<pre>{_PRE_IDENTIFIER}(?:\.{_PRE_IDENTIFIER})*))?"
+    rf"(?:\+{_BUILD_IDENTIFIER}(?:\.{_BUILD_IDENTIFIER})*)?"
+)
+
+
+def _compare_semver(left: str, right: str) -> int:
+    """SemVer 2.0.0 §11, in the order of its sentences."""
+    left_match, right_match = SEMVER.fullmatch(left), SEMVER.fullmatch(right)
+    assert left_match is not None
+    assert right_match is not None
+    left_core = [int(number) for number in left_match["core"].split(".")]
+    right_core = [int(number) for number in right_match["core"].split(".")]
+    if left_core != right_core:
+        return sign(left_core, right_core)
+    left_pre, right_pre = left_match["pre"], right_match["pre"]
+    if left_pre is None or right_pre is None:  # a pre-release is lower than its normal version
+        return sign(left_pre is None, right_pre is None)
+    left_identifiers, right_identifiers = left_pre.split("."), right_pre.split(".")
+    for mine, other in zip(left_identifiers, right_identifiers, strict=False):
+        if mine.isdigit() and other.isdigit():
+            difference = sign(int(mine), int(other))
+        elif mine.isdigit() or other.isdigit():  # numeric identifiers are lower than others
+            difference = -1 if mine.isdigit() else 1
+        else:
+            difference = sign(mine, other)
+        if difference != 0:
+            return difference
+    return sign(len(left_identifiers), len(right_identifiers))
+
+
+# --- which firmware ---------------------------------------------------------------------------------------------------
+
+
+def obstacles(scheme: str, firmware: FirmwareEntry, identifier: str, current: str | None) -> list[str]:
+    """Every reason why this device may not get this firmware, in the order in which `explain` gives them."""
+    reasons = []
+    if not firmware.enabled:
+        reasons.append("disabled")
+    if firmware.devices is not None and identifier not in firmware.devices:
+        reasons.append("not_selected")
+    sources = [text.strip() for text in firmware.source_versions]
+    if sources and current is not None and current.strip() not in sources:
+        reasons.append("source_version_differs")
+    if current is None or not is_version(scheme, current):
+        reasons.append("current_version_unknown")
+    else:
+        difference = compare(scheme, firmware.version, current)
+        if difference == 0:
+            reasons.append("same_version")
+        elif difference < 0 and not firmware.allow_downgrade:
+            reasons.append("not_newer")
+    return reasons
+
+
+def best_first(scheme: str, firmware: Sequence[FirmwareEntry]) -> list[FirmwareEntry]:
+    def better(left: FirmwareEntry, right: FirmwareEntry) -> int:
+        return -(
+            compare(scheme, left.version, right.version)
+            or sign(left.devices is not None, right.devices is not None)
+            or sign(bool(left.source_versions), bool(right.source_versions))
+            or sign(left.created_at_ms, right.created_at_ms)
+            or sign(left.id, right.id)
+        )
+
+    return sorted(firmware, key=cmp_to_key(better))
+
+
+def resolve(scheme: str, firmware: Sequence[FirmwareEntry], identifier: str, current: str | None) -> str | None:
+    """The best of those without an obstacle."""
+    for candidate in best_first(scheme, firmware):
+        if not obstacles(scheme, candidate, identifier, current):
+            return candidate.id
+    return None
+
+
+def explain(
+    scheme: str, firmware: Sequence[FirmwareEntry], identifier: str, current: str | None
+) -> list[tuple[str, bool, tuple[str, ...]]]:
+    """(id, chosen, reasons) of each firmware, best version first."""
+    explained = []
+    chosen = resolve(scheme, firmware, identifier, current)
+    for candidate in best_first(scheme, firmware):
+        reasons = obstacles(scheme, candidate, identifier, current)
+        if not reasons and candidate.id != chosen:
+            reasons = ["outranked"]
+        explained.append((candidate.id, candidate.id == chosen, tuple(reasons)))
+    return explained

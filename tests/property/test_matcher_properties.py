@@ -1,0 +1,224 @@
+"""The order laws of versions, and the compiled matcher against the oracle, on texts and catalogues made at random."""
+
+from __future__ import annotations
+
+import pytest
+import semver
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from ota_hook._matcher import FirmwareEntry, FirmwareIndex, version_key
+from tests import oracle
+
+SCHEMES = ("auto", "semver")
+NUMBERS = st.one_of(
+    st.sampled_from(["0", "1", "2", "9", "10", "00", "01", "007"]), st.text("0123456789", min_size=1, max_size=30)
+)
+WORDS = st.one_of(
+    st.sampled_from(
+        "dev snapshot nightly alpha a beta b pre preview rc v ver version hotfix post g z za B RC Alpha V r c spc".split()
+    ),
+    st.text("abcvz", min_size=1, max_size=4),
+)
+SEPARATORS = st.sampled_from([".", ".", ".", "-", "-", "_", "~", " ", "+", "+", "é", "\x00", "٣", "ſ", "K", "²", "\u3000"])
+PIECES = st.lists(st.one_of(NUMBERS, WORDS, SEPARATORS), min_size=1, max_size=12)
+ANY_TEXT = st.one_of(st.text(), st.text(st.characters(), max_size=140), st.text("01ab+.- ", max_size=160))
+
+SEMVER_NUMBERS = st.one_of(st.sampled_from(["0", "1", "2", "10"]), st.integers(0, 10**30).map(str))
+SEMVER_WORDS = st.from_regex("[0-9]{0,3}[A-Za-z-][0-9A-Za-z-]{0,3}", fullmatch=True)
+SEMVER_PRE = st.lists(st.one_of(SEMVER_NUMBERS, SEMVER_WORDS), max_size=4)
+SEMVER_BUILD = st.lists(st.from_regex("[0-9A-Za-z-]{1,4}", fullmatch=True), max_size=3)
+
+
+@st.composite
+def semver_texts(draw: st.DrawFn) -> str:
+    """Mostly valid SemVer; now and then a leading zero or a stray piece that makes it invalid."""
+    numbers = st.one_of(SEMVER_NUMBERS, SEMVER_NUMBERS, SEMVER_NUMBERS, NUMBERS)
+    text = ".".join(draw(st.lists(numbers, min_size=3, max_size=3)))
+    if pre := draw(SEMVER_PRE):
+        text += "-" + ".".join(pre)
+    if build := draw(SEMVER_BUILD):
+        text += "+" + ".".join(build)
+    return text
+
+
+@st.composite
+def neighbours(draw: st.DrawFn, count: int) -> list[str]:
+    """Texts that differ from one another in few places, so that ties and near ties are common."""
+    base = draw(PIECES)
+    texts = []
+    for _ in range(count):
+        pieces = list(base)
+        for _ in range(draw(st.integers(0, 2))):
+            at = draw(st.integers(0, len(pieces)))
+            replacement = draw(st.one_of(st.just([]), st.lists(st.one_of(NUMBERS, WORDS, SEPARATORS), max_size=2)))
+            pieces[at : at + draw(st.integers(0, 1))] = replacement
+        texts.append("".join(pieces))
+    return texts
+
+
+def texts_for(scheme: str, count: int) -> st.SearchStrategy[list[str]]:
+    if scheme == "semver":
+        return st.one_of(
+            st.lists(semver_texts(), min_size=count, max_size=count),
+            # Of one core, so that what stands behind it decides.
+            st.lists(st.builds(lambda pre: "1.0.0-" + ".".join(pre), SEMVER_PRE), min_size=count, max_size=count),
+            st.lists(ANY_TEXT, min_size=count, max_size=count),
+        )
+    return st.one_of(
+        neighbours(count),
+        st.lists(PIECES.map("".join), min_size=count, max_size=count),
+        st.lists(ANY_TEXT, min_size=count, max_size=count),
+    )
+
+
+def key_sign(scheme: str, left: str, right: str) -> int | None:
+    left_key, right_key = version_key(scheme, left), version_key(scheme, right)
+    if left_key is None or right_key is None:
+        return None
+    return oracle.sign(left_key, right_key)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_keys_order_as_the_oracle_compares(scheme: str, data: st.DataObject) -> None:
+    left, right = data.draw(texts_for(scheme, 2))
+    assert (version_key(scheme, left) is not None) == oracle.is_version(scheme, left)
+    assert (version_key(scheme, right) is not None) == oracle.is_version(scheme, right)
+    if oracle.is_version(scheme, left) and oracle.is_version(scheme, right):
+        assert key_sign(scheme, left, right) == oracle.compare(scheme, left, right)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_the_order_is_total_antisymmetric_and_transitive(scheme: str, data: st.DataObject) -> None:
+    texts = data.draw(texts_for(scheme, 3))
+    assume(all(oracle.is_version(scheme, text) for text in texts))
+
+    def compare(left: str, right: str) -> int:
+        return oracle.compare(scheme, left, right)
+
+    first, second, third = texts
+    for text in texts:
+        assert compare(text, text) == 0
+    for left, right in ((first, second), (second, third), (first, third)):
+        assert compare(left, right) in (-1, 0, 1)
+        assert compare(left, right) == -compare(right, left)
+    for a, b, c in ((first, second, third), (second, third, first), (third, first, second)):
+        if compare(a, b) <= 0 and compare(b, c) <= 0:
+            assert compare(a, c) <= 0
+            # Two that are equal stand in the same place towards every third.
+            assert (compare(a, c) == 0) == (compare(a, b) == 0 and compare(b, c) == 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_keys_are_equal_exactly_where_versions_compare_equal(scheme: str, data: st.DataObject) -> None:
+    left, right = data.draw(texts_for(scheme, 2))
+    assume(oracle.is_version(scheme, left) and oracle.is_version(scheme, right))
+    assert (version_key(scheme, left) == version_key(scheme, right)) == (oracle.compare(scheme, left, right) == 0)
+
+
+@given(PIECES.map("".join), st.text(" \t\r\n\u3000", max_size=4), st.text(" \t\r\n", max_size=4))
+def test_white_space_around_a_version_and_its_case_say_nothing(text: str, before: str, after: str) -> None:
+    key = version_key("auto", text)
+    assert version_key("auto", before + text + after) == key
+    assert version_key("auto", text.strip()) == key
+    if text.isascii():
+        assert version_key("auto", text.upper()) == version_key("auto", text.lower()) == key
+
+
+@given(PIECES.map("".join), PIECES.map("".join))
+def test_a_build_part_makes_a_version_newer_and_never_overtakes_the_next(text: str, build: str) -> None:
+    plain = version_key("auto", text.replace("+", "."))
+    built = version_key("auto", text.replace("+", ".") + "+1" + build)
+    assume(plain is not None and built is not None)
+    assert plain is not None
+    assert built is not None
+    assert plain < built
+    assert built[: len(plain)] == plain
+
+
+@given(semver_texts(), semver_texts())
+def test_semver_keys_order_as_the_semver_package_compares(left: str, right: str) -> None:
+    for text in (left, right):
+        assert (version_key("semver", text) is not None) == semver.Version.is_valid(text)
+    assume(semver.Version.is_valid(left) and semver.Version.is_valid(right))
+    assert key_sign("semver", left, right) == semver.Version.parse(left).compare(right)
+
+
+@given(st.sampled_from(SCHEMES), ANY_TEXT)
+def test_no_text_raises(scheme: str, text: str) -> None:
+    assert (version_key(scheme, text) is not None) == oracle.is_version(scheme, text)
+    index = FirmwareIndex(scheme, [FirmwareEntry("F", "1.0.0")])
+    assert index.resolve(text, text) == oracle.resolve(scheme, [FirmwareEntry("F", "1.0.0")], text, text)
+    assert len(index.explain(text, text)) == 1
+
+
+# --- the index --------------------------------------------------------------------------------------------------------
+
+KNOWN_VERSIONS = (
+    "1.0.0", "1.0.0-rc.1", "1.0.1", "1.1.0", "1.1.0+4", "2.0.0", "2.0.0-alpha", "10.0.0",
+)  # fmt: skip
+AUTO_VERSIONS = (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1", "1.1.0a", "1.1.0-hotfix", "2")
+IDENTIFIERS = ("d1", "d2", "d3", "d4")
+
+
+def entries_for(scheme: str) -> st.SearchStrategy[list[FirmwareEntry]]:
+    versions = st.sampled_from(AUTO_VERSIONS if scheme == "auto" else KNOWN_VERSIONS)
+    sources = st.lists(st.one_of(versions, st.sampled_from(["none", "", "1.0\t"])), max_size=3).map(tuple)
+    entry = st.builds(
+        FirmwareEntry,
+        id=st.just(""),
+        version=versions,
+        enabled=st.sampled_from([True, True, True, False]),
+        devices=st.one_of(st.none(), st.none(), st.frozensets(st.sampled_from(IDENTIFIERS))),
+        source_versions=sources,
+        allow_downgrade=st.booleans(),
+        created_at_ms=st.integers(0, 3),
+    )
+    return st.lists(entry, max_size=8).map(
+        lambda entries: [
+            e._replace(id=f"F{place * 7 % 11:02}", allow_downgrade=e.allow_downgrade and bool(e.source_versions))
+            for place, e in enumerate(entries)
+        ]
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_resolve_and_explain_agree_with_the_oracle(scheme: str, data: st.DataObject) -> None:
+    entries = data.draw(entries_for(scheme))
+    index = FirmwareIndex(scheme, entries)
+    identifier = data.draw(st.sampled_from((*IDENTIFIERS, "elsewhere")))
+    current = data.draw(st.one_of(st.none(), st.sampled_from(AUTO_VERSIONS), st.sampled_from(["none", ""]), ANY_TEXT))
+    assert len(index) == len(entries)
+    if current is not None:
+        assert index.resolve(identifier, current) == oracle.resolve(scheme, entries, identifier, current)
+    assert index.explain(identifier, current) == oracle.explain(scheme, entries, identifier, current)
+
+
+@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS), st.randoms())
+@example([], "d1", "1.0", None)
+def test_the_order_of_entries_says_nothing(
+    entries: list[FirmwareEntry], identifier: str, current: str, random: object
+) -> None:
+    shuffled = list(entries)
+    if random is not None:
+        random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert FirmwareIndex("auto", entries).explain(identifier, current) == FirmwareIndex("auto", shuffled).explain(
+        identifier, current
+    )
+
+
+@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS))
+def test_upgrades_without_downgrades_end(entries: list[FirmwareEntry], identifier: str, current: str) -> None:
+    entries = [entry._replace(allow_downgrade=False) for entry in entries]
+    index = FirmwareIndex("auto", entries)
+    by_id = {entry.id: entry.version for entry in entries}
+    steps = 0
+    while (chosen := index.resolve(identifier, current)) is not None:
+        assert oracle.compare("auto", current, by_id[chosen]) < 0
+        current = by_id[chosen]
+        steps += 1
+    assert steps <= len(entries)

@@ -1,0 +1,253 @@
+"""The provider between bytes and ports: EMQX's calls in, its answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+import pytest
+import structlog
+
+from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
+from ota_hook.exhook.exhook_pb2 import (
+    LoadedResponse,
+    Message,
+    MessagePublishRequest,
+    ProviderLoadedRequest,
+    ValuedResponse,
+)
+from ota_hook.exhook.provider import IGNORE, METHODS, HookOptions, HookProvider, rewrite
+from ota_hook.metrics import HookMetrics
+from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
+from ota_hook.snapshot import Snapshot
+from tests.doubles import (
+    CountingIds,
+    FixedSnapshot,
+    MemoryDevices,
+    MemoryOffers,
+    RecordingPublisher,
+    make_firmware,
+    make_snapshot,
+)
+
+
+@dataclass
+class Hook:
+    provider: HookProvider
+    devices: MemoryDevices
+    offers: MemoryOffers
+    publisher: RecordingPublisher
+    metrics: HookMetrics
+
+    async def publish(
+        self, topic: str, payload: bytes | str, *, username: str = "d1", clientid: str = "c1", qos: int = 1, at: int = 5
+    ) -> bytes:
+        message = Message(
+            qos=qos,
+            topic=topic,
+            payload=payload.encode() if isinstance(payload, str) else payload,
+            timestamp=at,
+            headers={"username": username} if username else {},
+            **{"from": clientid},
+        )
+        request = MessagePublishRequest(message=message).SerializeToString()
+        return await self.provider.handle("OnMessagePublish", request)
+
+    async def check(self, **options: object) -> bytes:
+        return await self.publish("event_report/d1", '{"method":"otaCheck","params":{}}', **options)  # type: ignore[arg-type]
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def make_hook(snapshot: Snapshot, *, version: str | None = "1.0", **options: object) -> Hook:
+    versions = {"version": ReportedVersion(version, 1)} if version else {}
+    devices = MemoryDevices({"d1": DeviceState(identifier="d1", device_type="tracker", versions=versions)})
+    offers = MemoryOffers(devices)
+    publisher = RecordingPublisher()
+    metrics = HookMetrics()
+    defaults: dict[str, object] = {
+        "dialect": parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]),
+        "http_base": "http://h:8080",
+    }
+    provider = HookProvider(
+        HookOptions(**(defaults | options)),  # type: ignore[arg-type]
+        snapshots=FixedSnapshot(snapshot),
+        devices=devices,
+        offers=offers,
+        command_ids=CountingIds(),
+        publisher=publisher,
+        metrics=metrics,
+        clock_ms=lambda: 1_000,
+    )
+    return Hook(provider, devices, offers, publisher, metrics)
+
+
+def answer_of(response: bytes) -> tuple[str, int, dict[str, object]]:
+    valued = ValuedResponse.FromString(response)
+    assert valued.type == ValuedResponse.STOP_AND_RETURN
+    return valued.message.topic, valued.message.qos, json.loads(valued.message.payload)
+
+
+async def test_the_broker_is_asked_for_publishes_on_our_topics_alone() -> None:
+    hook = make_hook(make_snapshot())
+    loaded = LoadedResponse.FromString(
+        await hook.provider.handle("OnProviderLoaded", ProviderLoadedRequest().SerializeToString())
+    )
+    assert [(spec.name, list(spec.topics)) for spec in loaded.hooks] == [
+        ("message.publish", ["attributes/+", "event_report/+"])
+    ]
+
+
+async def test_an_undecodable_load_is_still_answered() -> None:
+    response = await make_hook(make_snapshot()).provider.handle("OnProviderLoaded", b"\xff\xff")
+    assert LoadedResponse.FromString(response).hooks
+
+
+@pytest.mark.parametrize("method", sorted(METHODS - {"OnProviderLoaded", "OnMessagePublish"}))
+async def test_every_other_call_is_answered_and_changes_nothing(method: str) -> None:
+    valued = method in {"OnClientAuthenticate", "OnClientAuthorize", "OnClientCheckAcl"}
+    assert await make_hook(make_snapshot()).provider.handle(method, b"\xff") == (b"\x08\x01" if valued else b"")
+
+
+async def test_a_check_is_rewritten_into_the_offer_at_its_own_qos() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "1.1.5")))
+    topic, qos, command = answer_of(await hook.check(qos=2))
+    assert (topic, qos) == ("command_send/d1", 2)
+    assert command == {
+        "method": "otaUpgrade",
+        "params": {
+            "module": "main",
+            "upgrade": True,
+            "version": "1.1.5",
+            "url": "http://h:8080/firmware/F/fw.bin",
+            "size": 10,
+            "md5": "0" * 32,
+        },
+        "command_name": "OTA升级",
+        "id": 98310,
+    }
+
+
+async def test_no_upgrade_is_answered_at_qos_0() -> None:
+    topic, qos, command = answer_of(await make_hook(make_snapshot()).check(qos=1))
+    assert (topic, qos) == ("command_send/d1", 0)
+    assert command["params"] == {"module": "main", "upgrade": False}
+
+
+async def test_a_repeated_offer_adds_its_command_id_and_a_report_settles_it() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")))
+    await hook.check()
+    await hook.check()
+    (offer,) = hook.devices.devices["d1"].open_offers
+    assert (offer.command_ids, offer.from_version, offer.version) == ((98310, 98311), "1.0", "2.0")
+    assert await hook.publish("attributes/d1", '{"version": "2.0"}') == IGNORE
+    assert hook.devices.devices["d1"].open_offers == ()
+    assert [settled.outcome for _, settled in hook.offers.settled] == [Outcome.SUCCEEDED]
+    assert hook.counted("ota_hook_settled_offers_total", outcome="succeeded") == 1
+
+
+async def test_a_report_is_kept_and_never_rewritten() -> None:
+    hook = make_hook(make_snapshot(), version=None)
+    assert await hook.publish("attributes/d1", '{"version": "1.0.0", "temperature": 28.5}', at=7) == b"\x08\x01"
+    assert hook.devices.devices["d1"].versions == {"version": ReportedVersion("1.0.0", 7)}
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "username"),
+    [
+        ("attributes/d1", '{"version": "9"}', "d2"),
+        ("attributes/d1", '{"version": "9"}', ""),
+        ("attributes/d9", '{"version": "9"}', "d9"),
+        ("attributes/d1", "nonsense", "d1"),
+        ("attributes/d1", '{"temperature": 1}', "d1"),
+        ("event_report/d1", '{"method": "otaCheck"}', "d2"),
+        ("event_report/d9", '{"method": "otaCheck"}', "d9"),
+        ("event_report/d1", '{"method": "doorOpened"}', "d1"),
+        ("event_report/d1", "[1]", "d1"),
+        ("telemetry/d1", '{"version": "9"}', "d1"),
+    ],
+)
+async def test_what_is_not_for_us_is_ignored_and_changes_nothing(topic: str, payload: str, username: str) -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")))
+    before = dict(hook.devices.devices)
+    assert await hook.publish(topic, payload, username=username) == b"\x08\x01"
+    assert hook.devices.devices == before
+
+
+async def test_the_client_id_identifies_where_the_setting_says_so() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")), identity="clientid")
+    assert await hook.check(username="d1", clientid="other") == IGNORE
+    assert answer_of(await hook.check(username="other", clientid="d1"))[0] == "command_send/d1"
+
+
+async def test_a_protobuf_that_can_not_be_read_is_ignored() -> None:
+    hook = make_hook(make_snapshot())
+    assert await hook.provider.handle("OnMessagePublish", b"\x0a\xff\xff") == IGNORE
+    assert hook.counted("ota_hook_bad_messages_total", reason="not_protobuf") == 1
+
+
+async def test_a_store_that_does_not_answer_costs_the_budget_and_the_device_asks_again() -> None:
+    hook = make_hook(make_snapshot(), answer_budget_ms=20)
+    hook.devices.stalled = True
+    assert await asyncio.wait_for(hook.check(), timeout=5) == IGNORE
+    assert hook.counted("ota_hook_unanswered_total", reason="budget") == 1
+
+
+async def test_a_fault_of_ours_is_answered_with_ignore_and_counted() -> None:
+    hook = make_hook(make_snapshot())
+    hook.devices.devices = None  # type: ignore[assignment]
+    with structlog.testing.capture_logs() as logs:
+        assert await hook.check() == IGNORE
+    assert hook.counted("ota_hook_unanswered_total", reason="fault") == 1
+    assert [entry["event"] for entry in logs] == ["provider_fault"]
+
+
+async def test_of_two_answers_the_first_rewrites_and_the_other_is_published() -> None:
+    hook = make_hook(
+        make_snapshot(
+            DeviceType(key="tracker", name="Tracker", version_attributes=("version", "gps_version")),
+            Rule(id="gps", name="gps", device_type="tracker", version_attribute="gps_version", module="gps"),
+            make_firmware("F", "2.0"),
+        )
+    )
+    _, _, command = answer_of(await hook.check())
+    assert command["params"] == {"module": "gps", "upgrade": False}
+    await asyncio.sleep(0)
+    ((topic, payload, qos),) = hook.publisher.published
+    assert (topic, qos) == ("command_send/d1", 1)
+    assert json.loads(payload)["params"]["module"] == "main"
+    assert json.loads(payload)["id"] != command["id"]
+
+
+async def test_published_replies_leave_the_event_to_its_other_subscribers() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")), reply="publish")
+    assert await hook.check() == IGNORE
+    await asyncio.sleep(0)
+    assert [topic for topic, _, _ in hook.publisher.published] == ["command_send/d1"]
+
+
+async def test_a_firmware_that_wants_https_without_a_base_is_not_offered() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0", use_https=True)))
+    assert await hook.check() == IGNORE
+    assert hook.devices.devices["d1"].open_offers == ()
+    assert hook.counted("ota_hook_checks_total", result="no_https_base") == 1
+
+
+async def test_the_typed_dialect_registers_a_device_where_its_type_says_so() -> None:
+    typed = parse_dialect("typed", BUILT_IN_DIALECTS["typed"])
+    open_type = DeviceType(key="lamp", name="Lamp", auto_register=True)
+    hook = make_hook(make_snapshot(open_type), dialect=typed)
+    await hook.publish("lamp/new/attributes", '{"version": "1"}', username="new")
+    assert hook.devices.devices["new"].device_type == "lamp"
+    await hook.publish("tracker/other/attributes", '{"version": "1"}', username="other")
+    assert "other" not in hook.devices.devices
+    await hook.publish("lamp/d1/attributes", '{"version": "7"}')
+    assert hook.devices.devices["d1"].versions["version"].text == "1.0"
+
+
+@pytest.mark.parametrize(("topic", "qos"), [("a/+", 0), ("a/#", 0), ("x" * 65_536, 0), ("a", 3), ("a", -1), ("", 0)])
+def test_an_answer_that_hurts_the_broker_never_leaves(topic: str, qos: int) -> None:
+    with pytest.raises(Exception, match="topic_unusable"):
+        rewrite(topic, b"{}", qos)
