@@ -81,9 +81,7 @@ def _answer(rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: 
     return OfferUpdate(rule, snapshot.firmware[firmware_id], device_type, current.text)
 
 
-def decide_report(
-    device: DeviceState, reported: Collection[str], snapshot: Snapshot
-) -> tuple[SettleOffer, ...]:
+def decide_report(device: DeviceState, reported: Collection[str], snapshot: Snapshot) -> tuple[SettleOffer, ...]:
     """What a report proves about the device's open offers. `device` is the state after it, `reported` its attributes.
 
     Success is the offered version, by key; another version than before the offer is a failure; the old one proves

@@ -88,8 +88,7 @@ class Template:
     def overlaps(self, other: Template) -> bool:
         """Whether some topic matches both."""
         return len(self.levels) == len(other.levels) and all(
-            mine[0] or theirs[0] or mine[1] == theirs[1]
-            for mine, theirs in zip(self.levels, other.levels, strict=True)
+            mine[0] or theirs[0] or mine[1] == theirs[1] for mine, theirs in zip(self.levels, other.levels, strict=True)
         )
 
 
@@ -155,7 +154,7 @@ def parse_dialect(name: str, templates: Mapping[str, str]) -> Dialect:
     """A dialect from its templates' texts. InputError says which one can't be used, and why."""
     unknown = set(templates) - set(Channel)
     if unknown:
-        raise InputError(f"{sorted(unknown)[0]!r} is no topic; known are {', '.join(Channel)}.")
+        raise InputError(f"{min(unknown)!r} is no topic; known are {', '.join(Channel)}.")
     parsed = {}
     for channel in Channel:
         if channel not in templates:
@@ -173,7 +172,9 @@ def _parse_template(channel: Channel, text: str) -> Template:
     for level in text.replace("{u}", "{device}").split("/"):
         placeholder = _PLACEHOLDER.fullmatch(level)
         if placeholder is None and any(c in level for c in "{}+#\0"):
-            raise InputError(f"In {channel.value} = {text!r} a placeholder fills a whole level, and no wildcard stands.")
+            raise InputError(
+                f"In {channel.value} = {text!r} a placeholder fills a whole level, and no wildcard stands."
+            )
         if placeholder is not None and placeholder[1] not in _PLACEHOLDERS:
             raise InputError(f"{{{placeholder[1]}}} is no placeholder; known are {', '.join(sorted(_PLACEHOLDERS))}.")
         levels.append((True, placeholder[1]) if placeholder else (False, level))
@@ -195,9 +196,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-_DECODER: Final = json.JSONDecoder(
-    parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
-)
+_DECODER: Final = json.JSONDecoder(parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant)
 _PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
@@ -270,9 +269,7 @@ def parse_event(payload: bytes) -> str:
 # ---- payloads, cloud to device
 
 
-def upgrade_command(
-    firmware: Firmware, *, url: str, command_id: int, extras: tuple[CommandExtra, ...] = ()
-) -> bytes:
+def upgrade_command(firmware: Firmware, *, url: str, command_id: int, extras: tuple[CommandExtra, ...] = ()) -> bytes:
     """The command that offers `firmware`: exactly these keys in this order, extras after `md5`."""
     package = firmware.package
     params: dict[str, object] = {
@@ -294,6 +291,4 @@ def no_upgrade_command(module: str, *, command_id: int) -> bytes:
 
 
 def _command(params: dict[str, object], command_id: int) -> bytes:
-    return orjson.dumps(
-        {"method": COMMAND_METHOD, "params": params, "command_name": COMMAND_NAME, "id": command_id}
-    )
+    return orjson.dumps({"method": COMMAND_METHOD, "params": params, "command_name": COMMAND_NAME, "id": command_id})

@@ -27,7 +27,7 @@ class InputError(OtaHookError):
     """What was asked is not acceptable as it stands (422). Correct `field` and ask again."""
 
 
-class NotFound(OtaHookError):
+class NotFound(OtaHookError):  # noqa: N818 - the word of the API
     """What was named does not exist (404). `gone` says that it once did (410)."""
 
     def __init__(self, detail: str, *, mend: str = "", gone: bool = False) -> None:

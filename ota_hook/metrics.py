@@ -46,9 +46,9 @@ class HookMetrics:
         self.catalogue_revision = Gauge(
             "ota_hook_catalogue_revision", "The catalogue revision in force in this process.", registry=self.registry
         )
-        self.refused_documents = Counter(
-            "ota_hook_refused_documents_total",
-            "Catalogue documents that could not be used; the last good one stays in force.",
+        self.refused_documents = Gauge(
+            "ota_hook_refused_documents",
+            "Catalogue documents that can't be used now; the last good ones stay in force.",
             ["kind"],
             registry=self.registry,
         )

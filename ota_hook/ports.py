@@ -1,4 +1,4 @@
-"""What the shells need from outside, as Protocols. Adapters and test doubles implement these; bootstrap.py joins them."""
+"""What the shells need from outside, as Protocols. Adapters and test doubles implement them; bootstrap.py joins."""
 
 from __future__ import annotations
 
@@ -96,6 +96,10 @@ class OfferStore(Protocol):
         """Close the open offer of that module and firmware. False where it was closed already (idempotent)."""
         ...
 
+    async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
+        """Close every open offer of a firmware as cancelled (its deletion). Returns how many; idempotent."""
+        ...
+
     async def load_history(self, identifier: str) -> list[SettledOffer]:
         """The last 20 settled offers, newest first."""
         ...
@@ -143,8 +147,17 @@ class Publisher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """What a request under an Idempotency-Key was answered; replayed as it stands."""
+class Begun:
+    """This request is the first under its key: run it, then `finish` or `abandon`."""
+
+    key: str
+    owner: str
+    body_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """This request was answered before: answer the same."""
 
     status: int
     headers: Mapping[str, str]
@@ -152,27 +165,28 @@ class StoredAnswer:
 
 
 class IdempotencyStore(Protocol):
-    """Answers kept for 24 hours under a scope (token, route and the client's key)."""
+    """Requests under an `Idempotency-Key`: run once, answered the same for 24 hours. All raise DependencyError."""
 
-    async def claim(self, scope: str, fingerprint: str) -> StoredAnswer | None:
-        """None: the caller has the scope (for ten minutes) and must `keep` or `release` it; else the kept answer.
+    async def begin(self, token_digest: str, route: str, key: str, body_digest: str) -> Begun | Replay:
+        """Start a request, or find its answer. `route` is method and path.
 
-        InputError where the scope belongs to another fingerprint, ConflictError where the first request still runs.
+        Raises InputError where the key was used with another body, ConflictError while the first request runs (a
+        process that died frees it within a minute).
         """
         ...
 
-    async def keep(self, scope: str, fingerprint: str, answer: StoredAnswer) -> None:
-        """Keep the answer of a claimed scope for 24 hours."""
+    async def finish(self, begun: Begun, *, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Keep the answer for 24 hours."""
         ...
 
-    async def release(self, scope: str) -> None:
-        """Forget a claim whose request failed and changed nothing."""
+    async def abandon(self, begun: Begun) -> None:
+        """Forget the request (it failed and may be tried again under the same key)."""
         ...
 
 
 class HookLiveness(Protocol):
-    async def list_live_hooks(self) -> list[str]:
-        """The hook workers whose heartbeat is fresh, by name; empty where no hook accepts calls."""
+    async def count_live(self) -> int:
+        """How many hook processes' heartbeats are fresh. Raises DependencyError."""
         ...
 
 

@@ -36,7 +36,7 @@ class Listen(NamedTuple):
         return self.host in _LOOPBACK or self.host.startswith("127.")
 
 
-def _parse_listen(value: object) -> Listen:
+def parse_listen(value: object) -> Listen:
     if isinstance(value, Listen):
         return value
     host, _, port = str(value).strip().rpartition(":")
@@ -52,7 +52,7 @@ def _parse_base_url(value: object) -> str:
     return text
 
 
-ListenField = Annotated[Listen, BeforeValidator(_parse_listen)]
+ListenField = Annotated[Listen, BeforeValidator(parse_listen)]
 BaseUrl = Annotated[str, BeforeValidator(_parse_base_url)]
 
 
@@ -66,7 +66,7 @@ class Settings(BaseModel):
     )
     hook_insecure: bool = Field(
         default=False,
-        description="Allow `hook_listen` beyond loopback without mTLS. Whoever reaches it can pretend to be every device.",
+        description="Allow `hook_listen` beyond loopback without mTLS; whoever reaches it can be every device.",
     )
     hook_tls_cert: Path | None = Field(default=None, description="Certificate chain (PEM) of the hook's port.")
     hook_tls_key: Path | None = Field(default=None, description="Its private key (PEM).")
@@ -98,7 +98,8 @@ class Settings(BaseModel):
         default=Path("ota-hook-data"), description="Packages, the admin token and the embedded Redis."
     )
     redis_url: SecretStr | None = Field(
-        default=None, description="`redis://`, `rediss://` or `unix://`. Unset: an embedded Redis in the data directory."
+        default=None,
+        description="`redis://`, `rediss://` or `unix://`. Unset: an embedded Redis in the data directory.",
     )
     redis_prefix: str = Field(
         default="ota", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Begins every key; separates deployments."
@@ -175,9 +176,7 @@ class Settings(BaseModel):
         return self
 
 
-def load_settings(
-    *, flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
-) -> Settings:
+def load_settings(*, flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None) -> Settings:
     """The settings in force. `flags` holds what the command line gave (None: not given).
 
     Raises ConfigurationError with every fault on one line each.

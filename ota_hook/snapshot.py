@@ -72,72 +72,102 @@ class Snapshot:
         `device_lists` holds the members of lists that the changed documents name and this snapshot does not have yet.
         Only the rules and indices that a change touches are made anew.
         """
-        refused: list[RefusedDocument] = []
-        types, rules, firmware = dict(self.types), dict(self.rules), dict(self.firmware)
-        lists = {**self.device_lists, **device_lists}
-        touched_types: set[str] = set()
-        touched_scopes: set[_Scope] = set()
+        draft = _Draft(self, device_lists)
         # Types before what refers to them, whatever order the changes came in.
         for change in sorted(changes, key=lambda change: change.kind is not DocumentKind.DEVICE_TYPE):
-            match change.document:
-                case None:
-                    self._remove(change, types, rules, firmware, touched_types, touched_scopes)
-                case DeviceType() as device_type:
-                    types[device_type.key] = device_type
-                    touched_types.add(device_type.key)
-                case Rule() as rule:
-                    rules[rule.id] = rule
-                case Firmware() as candidate:
-                    if reason := _unusable(candidate, types, lists):
-                        refused.append(RefusedDocument(DocumentKind.FIRMWARE, candidate.id, reason))
-                        continue
-                    firmware[candidate.id] = candidate
-                    touched_scopes.add((candidate.device_type, candidate.module))
-        living = [f for f in firmware.values() if f.deleted_at_ms is None]
-        touched_scopes |= {(f.device_type, f.module) for f in living if f.device_type in touched_types}
-        named = {f.device_list for f in living if f.device_list}
-        kept_lists = {name: members for name, members in lists.items() if name in named}
-        kept_by_type = {key: frozenset(t.version_attributes) for key, t in types.items()}
-        indices = _rebuild(self._indices, touched_scopes, living, types, kept_lists, refused)
-        return (
-            Snapshot(
-                revision=revision,
-                types=types,
-                rules=rules,
-                firmware=firmware,
-                device_lists=kept_lists,
-                kept_by_type=kept_by_type,
-                kept_attributes=frozenset().union(*kept_by_type.values()),
-                _rules=_group_rules(rules.values(), types),
-                _indices=indices,
-            ),
-            refused,
-        )
+            draft.apply(change)
+        return draft.finish(revision), draft.refused
 
-    @staticmethod
-    def _remove(
-        change: CatalogueChange,
-        types: dict[str, DeviceType],
-        rules: dict[str, Rule],
-        firmware: dict[str, Firmware],
-        touched_types: set[str],
-        touched_scopes: set[_Scope],
-    ) -> None:
+
+class _Draft:
+    """A snapshot in the making: changeable copies of the documents, and what the changes touched."""
+
+    def __init__(self, base: Snapshot, device_lists: Mapping[str, frozenset[str]]) -> None:
+        self.types = dict(base.types)
+        self.rules = dict(base.rules)
+        self.firmware = dict(base.firmware)
+        self.lists = {**base.device_lists, **device_lists}
+        self.indices = base._indices  # noqa: SLF001 - the draft is the snapshot's own maker
+        self.touched_types: set[str] = set()
+        self.touched_scopes: set[_Scope] = set()
+        self.refused: list[RefusedDocument] = []
+
+    def apply(self, change: CatalogueChange) -> None:
+        match change.document:
+            case None:
+                self._remove(change)
+            case DeviceType() as device_type:
+                self.types[device_type.key] = device_type
+                self.touched_types.add(device_type.key)
+            case Rule() as rule:
+                self.rules[rule.id] = rule
+            case Firmware() as firmware:
+                if reason := _unusable(firmware, self.types, self.lists):
+                    self.refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason))
+                    return
+                self._touch(self.firmware.get(firmware.id))
+                self._touch(firmware)
+                self.firmware[firmware.id] = firmware
+
+    def _remove(self, change: CatalogueChange) -> None:
         match change.kind:
             case DocumentKind.DEVICE_TYPE:
-                types.pop(change.key, None)
-                touched_types.add(change.key)
+                self.types.pop(change.key, None)
+                self.touched_types.add(change.key)
             case DocumentKind.RULE:
-                rules.pop(change.key, None)
+                self.rules.pop(change.key, None)
             case DocumentKind.FIRMWARE:
-                gone = firmware.pop(change.key, None)
-                if gone is not None:
-                    touched_scopes.add((gone.device_type, gone.module))
+                self._touch(self.firmware.pop(change.key, None))
+
+    def _touch(self, firmware: Firmware | None) -> None:
+        if firmware is not None:
+            self.touched_scopes.add((firmware.device_type, firmware.module))
+
+    def finish(self, revision: int) -> Snapshot:
+        living = [firmware for firmware in self.firmware.values() if firmware.deleted_at_ms is None]
+        named = {firmware.device_list for firmware in living if firmware.device_list}
+        self.lists = {name: members for name, members in self.lists.items() if name in named}
+        kept_by_type = {key: frozenset(t.version_attributes) for key, t in self.types.items()}
+        return Snapshot(
+            revision=revision,
+            types=self.types,
+            rules=self.rules,
+            firmware=self.firmware,
+            device_lists=self.lists,
+            kept_by_type=kept_by_type,
+            kept_attributes=frozenset().union(*kept_by_type.values()),
+            _rules=_group_rules(self.rules.values(), self.types),
+            _indices=self._rebuild(living),
+        )
+
+    def _rebuild(self, living: Iterable[Firmware]) -> dict[_Scope, FirmwareIndex]:
+        """The indices with those of the touched scopes made anew; a scope without firmware has none."""
+        members: dict[_Scope, list[Firmware]] = {}
+        for firmware in living:
+            scope = (firmware.device_type, firmware.module)
+            if scope in self.touched_scopes or firmware.device_type in self.touched_types:
+                members.setdefault(scope, []).append(firmware)
+        rebuilt = {
+            scope: index
+            for scope, index in self.indices.items()
+            if scope not in self.touched_scopes and scope[0] not in self.touched_types
+        }
+        for scope, candidates in members.items():
+            device_type = self.types.get(scope[0])
+            if device_type is not None:
+                entries = [_entry(firmware, self.lists) for firmware in candidates if self._is_usable(firmware)]
+                rebuilt[scope] = FirmwareIndex(device_type.version_scheme, entries)
+        return rebuilt
+
+    def _is_usable(self, firmware: Firmware) -> bool:
+        # A type's edited scheme may refuse a version that it took before: better no offer than a wrong one.
+        if reason := _unusable(firmware, self.types, self.lists):
+            self.refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason))
+            return False
+        return True
 
 
-def _unusable(
-    firmware: Firmware, types: Mapping[str, DeviceType], lists: Mapping[str, frozenset[str]]
-) -> str | None:
+def _unusable(firmware: Firmware, types: Mapping[str, DeviceType], lists: Mapping[str, frozenset[str]]) -> str | None:
     """Why this firmware can't be matched, None where it can."""
     if firmware.deleted_at_ms is not None:
         return None
@@ -159,36 +189,6 @@ def _group_rules(rules: Iterable[Rule], types: Mapping[str, DeviceType]) -> dict
         if rule.enabled and rule.device_type in types:
             grouped.setdefault((rule.device_type, rule.event), []).append(rule)
     return {scope: tuple(members) for scope, members in grouped.items()}
-
-
-def _rebuild(
-    indices: Mapping[_Scope, FirmwareIndex],
-    touched: set[_Scope],
-    living: Iterable[Firmware],
-    types: Mapping[str, DeviceType],
-    lists: Mapping[str, frozenset[str]],
-    refused: list[RefusedDocument],
-) -> dict[_Scope, FirmwareIndex]:
-    """The indices with those of the touched scopes made anew; a scope without firmware has none."""
-    members: dict[_Scope, list[Firmware]] = {scope: [] for scope in touched}
-    for firmware in living:
-        scope = (firmware.device_type, firmware.module)
-        if scope in members:
-            members[scope].append(firmware)
-    rebuilt = {scope: index for scope, index in indices.items() if scope not in touched and scope[0] in types}
-    for scope, candidates in members.items():
-        device_type = types.get(scope[0])
-        if device_type is None or not candidates:
-            continue
-        usable = []
-        for firmware in candidates:
-            # A type's edited scheme may refuse a version that it took before: better no offer than a wrong one.
-            if reason := _unusable(firmware, types, lists):
-                refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason))
-            else:
-                usable.append(_entry(firmware, lists))
-        rebuilt[scope] = FirmwareIndex(device_type.version_scheme, usable)
-    return rebuilt
 
 
 def _entry(firmware: Firmware, lists: Mapping[str, frozenset[str]]) -> FirmwareEntry:

@@ -144,6 +144,9 @@ class MemoryOffers:
         )
         return True
 
+    async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
+        raise NotImplementedError
+
     async def load_history(self, identifier: str) -> list[SettledOffer]:
         return [settled for name, settled in reversed(self.settled) if name == identifier]
 

@@ -1,4 +1,4 @@
-"""What docs/versions.md says, in plain Python, slow and word by word: the property tests hold the compiled matcher to it.
+"""What docs/versions.md says, in plain Python, slow and word by word; property tests hold the compiled matcher to it.
 
 Nothing here is shared with ota_hook/_matcher.pyx but the entries that go in. Versions are compared piece by piece, as a
 person would, never through a key.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
+from typing import Any, Protocol
 
 from ota_hook._matcher import FirmwareEntry
 
@@ -25,9 +26,13 @@ DROPPED_WORDS = ("v", "ver", "version")
 ASCII_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
-def sign(left: object, right: object) -> int:
+class Ordered(Protocol):
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+def sign(left: Ordered, right: Ordered) -> int:
     """-1, 0 or 1 for two values of one ordered type."""
-    return (left > right) - (left < right)  # type: ignore[operator]
+    return int(right < left) - int(left < right)
 
 
 def trim_version(text: str) -> str | None:
@@ -138,7 +143,9 @@ def _compare_pieces(left: list[Piece], right: list[Piece]) -> int:
 
 def _compare_piece(left: Piece | None, right: Piece | None, *, behind_pre_release: bool) -> int:
     """None is the end of a version."""
-    classes = ["pre-release", "end", "number", "word"] if behind_pre_release else ["pre-release", "end", "word", "number"]
+    classes = (
+        ["pre-release", "end", "number", "word"] if behind_pre_release else ["pre-release", "end", "word", "number"]
+    )
     left_class, right_class = _class_of(left), _class_of(right)
     if left_class != right_class:
         return sign(classes.index(left_class), classes.index(right_class))
@@ -221,12 +228,17 @@ def obstacles(scheme: str, firmware: FirmwareEntry, identifier: str, current: st
     return reasons
 
 
+def specificity(firmware: FirmwareEntry) -> int:
+    """Listed > has source versions > everyone. A listed one with source versions is listed, no more."""
+    ascending = (True, bool(firmware.source_versions), firmware.devices is not None)
+    return max(place for place, holds in enumerate(ascending) if holds)
+
+
 def best_first(scheme: str, firmware: Sequence[FirmwareEntry]) -> list[FirmwareEntry]:
     def better(left: FirmwareEntry, right: FirmwareEntry) -> int:
         return -(
             compare(scheme, left.version, right.version)
-            or sign(left.devices is not None, right.devices is not None)
-            or sign(bool(left.source_versions), bool(right.source_versions))
+            or sign(specificity(left), specificity(right))
             or sign(left.created_at_ms, right.created_at_ms)
             or sign(left.id, right.id)
         )

@@ -63,7 +63,7 @@ class GrpcioListener:
         await self._server.stop(grace=_DRAIN_SECONDS)
 
 
-def _service(package: str, provider: HookProvider) -> grpc.GenericRpcHandler:
+def _service(package: str, provider: HookProvider) -> grpc.GenericRpcHandler[bytes, bytes]:
     def handler(method: str) -> _Handler:
         async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             return await provider.handle(method, request)
@@ -74,9 +74,7 @@ def _service(package: str, provider: HookProvider) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(f"{package}.{SERVICE}", handlers)
 
 
-def _credentials(
-    cert: Path | None, key: Path | None, client_ca: Path | None
-) -> grpc.ServerCredentials | None:
+def _credentials(cert: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
     if cert is None or key is None:
         return None
     try:

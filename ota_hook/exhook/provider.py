@@ -74,6 +74,7 @@ METHODS: Final = frozenset({"OnProviderLoaded", "OnMessagePublish"}) | _VALUED_M
 """Every RPC name of the three packages; OnClientCheckAcl and OnSessionTakenovered are v1's."""
 
 _MAX_BACKGROUND_PUBLISHES: Final = 1_000
+_CLOSE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class HookProvider:
         self._background: set[asyncio.Task[None]] = set()
 
     async def handle(self, method: str, request: bytes) -> bytes:
-        """Answer one call; `method` is a name of METHODS without its package. Never raises, never outlasts the budget."""
+        """Answer one call; `method` is a name of METHODS, without package. Never raises, never outlasts the budget."""
         self._metrics.calls.labels(method).inc()
         if method == "OnMessagePublish":
             return await self._answer_publish(request)
@@ -124,6 +125,13 @@ class HookProvider:
             return self._hooks(request)
         # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
         return IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS
+
+    async def close(self) -> None:
+        """Give commands that are being published a moment to leave; what is still under way then is dropped."""
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
 
     def _hooks(self, request: bytes) -> bytes:
         try:
@@ -147,7 +155,7 @@ class HookProvider:
                 self._log.warning("dependency_failed", problem=str(exc))
         except DecodeError:
             self._metrics.bad_messages.labels("not_protobuf").inc()
-        except Exception:
+        except Exception:  # noqa: BLE001 - see below
             # A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric.
             self._metrics.unanswered.labels("fault").inc()
             self._log.exception("provider_fault")
@@ -236,7 +244,9 @@ class HookProvider:
         if url is None:
             self._metrics.checks.labels("no_https_base").inc()
             if self._sampled.take("no_https_base"):
-                self._log.error("no_https_base", firmware=firmware.id, mend="set OTA_HOOK_PUBLIC_URL_HTTPS for the hook")
+                self._log.error(
+                    "no_https_base", firmware=firmware.id, mend="set OTA_HOOK_PUBLIC_URL_HTTPS for the hook"
+                )
             return None
         command_id = await self._command_ids.next_id()
         offer = OpenOffer(
@@ -250,9 +260,7 @@ class HookProvider:
         )
         await self._offers.record_offer(device, offer)
         self._metrics.checks.labels("offer").inc()
-        return upgrade_command(
-            firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras
-        )
+        return upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
 
     def _publish(self, topic: str, command: bytes, qos: int) -> None:
         """Send what can't ride on the event itself; the broker isn't held for it, and the device asks again if lost."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import structlog
@@ -25,19 +25,14 @@ from amqtt.mqtt.subscribe import SubscribePacket
 from amqtt.mqtt.unsubscribe import UnsubscribePacket
 from amqtt.session import Session
 from amqtt.utils import gen_client_id
+from google.protobuf.message import Message
 
 from ota_hook.errors import ConfigurationError
 from ota_hook.exhook import exhook_pb2 as pb
 from ota_hook.standin.connection import BoundedWriter, ClientConnection, Delivery
-from ota_hook.standin.exhook_client import (
-    NOTIFICATIONS,
-    ExhookClient,
-    ExhookOptions,
-    PublisherCrashError,
-    topic_matches,
-)
+from ota_hook.standin.exhook_client import ExhookClient, ExhookOptions, PublisherCrashError, topic_matches
 
-__all__ = ["NOTIFICATIONS", "ExhookOptions", "StandinBroker"]
+__all__ = ["ExhookOptions", "StandinBroker"]
 
 _QUEUED_PER_SESSION: Final = 1000
 _RETAINED_MAX: Final = 10_000
@@ -142,7 +137,7 @@ class _HookedBroker(Broker):
         bounded = self._serving[task] = BoundedWriter(writer)
         try:
             await self._client_connected(listener_name, StreamReaderAdapter(reader), bounded)
-        except Exception:  # one client's fault must not reach the listener
+        except Exception:  # noqa: BLE001 - one client's fault must not reach the listener
             _log.exception("connection_crashed")
         finally:
             bounded.abort()
@@ -174,12 +169,12 @@ class _HookedBroker(Broker):
 
     async def _handle_client_session(  # noqa: PLR0917 - amqtt's signature
         self,
-        reader: ReaderAdapter,  # noqa: ARG002
-        writer: WriterAdapter,  # noqa: ARG002
+        reader: ReaderAdapter,
+        writer: WriterAdapter,
         client_session: Session,
         handler: BrokerProtocolHandler,
-        server: Server,  # noqa: ARG002
-        listener_name: str,  # noqa: ARG002
+        server: Server,
+        listener_name: str,
     ) -> None:
         connection = cast("ClientConnection", handler)
         reason = "internal_error"
@@ -198,7 +193,13 @@ class _HookedBroker(Broker):
             if not self._stopping:
                 if reason != "normal" and session.will_flag:
                     await self._publish_will(session)
-                await self._notify_disconnected(session, reason)
+                await self._notify(
+                    "client.disconnected",
+                    session.client_id,
+                    lambda meta: pb.ClientDisconnectedRequest(
+                        clientinfo=self._client_info(session), reason=reason, meta=meta
+                    ),
+                )
         finally:
             session.transitions.disconnect()
             if session.clean_session and self._sessions.get(session.client_id or "", (None, None))[1] is connection:
@@ -226,9 +227,13 @@ class _HookedBroker(Broker):
         routed = await self._exhook.ask_publish(message) if self._exhook else message
         if routed.headers.get("allow_publish") == "false":
             return
-        if not self._fan_out(routed) and self._exhook is not None:
-            request = pb.MessageDroppedRequest(message=routed, reason="no_subscribers", meta=self._exhook.meta)
-            await self._exhook.notify("message.dropped", getattr(routed, "from"), request, routed.topic)
+        if not self._fan_out(routed):
+            await self._notify(
+                "message.dropped",
+                getattr(routed, "from"),
+                lambda meta: pb.MessageDroppedRequest(message=routed, reason="no_subscribers", meta=meta),
+                routed.topic,
+            )
 
     async def _publish_will(self, session: Session) -> None:
         topic, payload = session.will_topic, session.will_message
@@ -241,6 +246,7 @@ class _HookedBroker(Broker):
             _log.warning("will_crashed", client_id=session.client_id, answered_topic=str(exc))
 
     def _message(self, session: Session, topic: str, payload: bytes, qos: int) -> pb.Message:
+        sender: dict[str, Any] = {"from": session.client_id}  # a keyword of the language, so not one here
         return pb.Message(
             node=self._node,
             id=uuid.uuid4().hex.upper(),
@@ -248,7 +254,7 @@ class _HookedBroker(Broker):
             topic=topic,
             payload=payload,
             timestamp=time.time_ns() // 1_000_000,
-            **{"from": session.client_id},
+            **sender,
         )
 
     def _fan_out(self, message: pb.Message) -> int:
@@ -275,7 +281,11 @@ class _HookedBroker(Broker):
         queue.put_nowait(delivery)
 
     async def retain_message(
-        self, source_session: Session | None, topic_name: str | None, data: bytes | bytearray | None, qos: int | None = None
+        self,
+        source_session: Session | None,
+        topic_name: str | None,
+        data: bytes | bytearray | None,
+        qos: int | None = None,
     ) -> None:
         """Keep, replace or (empty data) clear; a new topic beyond `_RETAINED_MAX` is not kept."""
         if data and topic_name not in self._retained_messages and len(self._retained_messages) >= _RETAINED_MAX:
@@ -291,15 +301,8 @@ class _HookedBroker(Broker):
         wanted = packet.payload.topics if packet.payload else []
         codes = [await self.add_subscription(subscription, session) for subscription in wanted]
         granted = [(topic, code) for (topic, _), code in zip(wanted, codes, strict=True) if code != _REFUSED]
-        if self._exhook is not None:
-            for topic, qos in granted:
-                request = pb.SessionSubscribedRequest(
-                    clientinfo=self._client_info(session),
-                    topic=topic,
-                    subopts=pb.SubOpts(qos=qos),
-                    meta=self._exhook.meta,
-                )
-                await self._exhook.notify("session.subscribed", session.client_id or "", request)
+        for topic, qos in granted:
+            await self._notify_subscribed(session, topic, qos)
         await connection.mqtt_acknowledge_subscription(_packet_id(packet), codes)
         for a_filter, qos in granted:
             self._enqueue_retained(session, a_filter, qos)
@@ -313,7 +316,7 @@ class _HookedBroker(Broker):
     async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
         """The granted QoS, or 0x80. Subscribing again replaces, as the standard says."""
         a_filter, qos = subscription
-        if not a_filter or a_filter.startswith("$share/") or qos > 2:  # noqa: PLR2004
+        if not a_filter or a_filter.startswith("$share/") or qos > 2:
             return _REFUSED
         self._del_subscription(a_filter, session)
         granted = await super().add_subscription(subscription, session)
@@ -336,40 +339,52 @@ class _HookedBroker(Broker):
     # ---- notifications ----------------------------------------------------------------------------------------------
 
     async def _notify_connected(self, session: Session) -> None:
-        if self._exhook is None:
-            return
-        info, meta, client_id = self._client_info(session), self._exhook.meta, session.client_id or ""
-        await self._exhook.notify(
-            "client.connected", client_id, pb.ClientConnectedRequest(clientinfo=info, meta=meta)
+        info = self._client_info(session)
+        await self._notify(
+            "client.connected", session.client_id, lambda meta: pb.ClientConnectedRequest(clientinfo=info, meta=meta)
         )
         if session.parent:
-            await self._exhook.notify(
-                "session.resumed", client_id, pb.SessionResumedRequest(clientinfo=info, meta=meta)
+            await self._notify(
+                "session.resumed", session.client_id, lambda meta: pb.SessionResumedRequest(clientinfo=info, meta=meta)
             )
 
-    async def _notify_disconnected(self, session: Session, reason: str) -> None:
-        if self._exhook is None:
-            return
-        request = pb.ClientDisconnectedRequest(
-            clientinfo=self._client_info(session), reason=reason, meta=self._exhook.meta
+    async def _notify_subscribed(self, session: Session, a_filter: str, qos: int) -> None:
+        await self._notify(
+            "session.subscribed",
+            session.client_id,
+            lambda meta: pb.SessionSubscribedRequest(
+                clientinfo=self._client_info(session), topic=a_filter, subopts=pb.SubOpts(qos=qos), meta=meta
+            ),
         )
-        await self._exhook.notify("client.disconnected", session.client_id or "", request)
 
     async def notify_delivered(self, session: Session, message: pb.Message) -> None:
         """`message.delivered`, before the packet goes to the consumer."""
-        if self._exhook is not None:
-            request = pb.MessageDeliveredRequest(
-                clientinfo=self._client_info(session), message=message, meta=self._exhook.meta
-            )
-            await self._exhook.notify("message.delivered", session.client_id or "", request, message.topic)
+        await self._notify(
+            "message.delivered",
+            session.client_id,
+            lambda meta: pb.MessageDeliveredRequest(clientinfo=self._client_info(session), message=message, meta=meta),
+            message.topic,
+        )
 
     async def notify_acked(self, session: Session, message: pb.Message) -> None:
         """`message.acked` with the consumer's clientinfo and the publisher's message id."""
-        if self._exhook is not None:
-            request = pb.MessageAckedRequest(
-                clientinfo=self._client_info(session), message=message, meta=self._exhook.meta
-            )
-            await self._exhook.notify("message.acked", session.client_id or "", request, message.topic)
+        await self._notify(
+            "message.acked",
+            session.client_id,
+            lambda meta: pb.MessageAckedRequest(clientinfo=self._client_info(session), message=message, meta=meta),
+            message.topic,
+        )
+
+    async def _notify(
+        self,
+        hook: str,
+        client_id: str | None,
+        build: Callable[[pb.RequestMeta], Message],
+        topic: str | None = None,
+    ) -> None:
+        """Build and send the notification, if the provider wants it."""
+        if self._exhook is not None and self._exhook.wants(hook, topic):
+            await self._exhook.notify(hook, client_id or "", build(self._exhook.meta))
 
     def _client_info(self, session: Session) -> pb.ClientInfo:
         return pb.ClientInfo(

@@ -1,4 +1,4 @@
-"""One MQTT client of the stand-in: its packets are handled one at a time, each to its end, as EMQX's client process does.
+"""One MQTT client of the stand-in: its packets are handled one at a time, each to its end, as in EMQX's client process.
 
 Owns the order of packets, both directions' QoS flows, the in-flight window and the socket. It must not know ExHook or
 who gets a message: it asks its `Exchange`. amqtt brings codec, session and CONNECT; its own reader handles a client's
@@ -208,7 +208,7 @@ class ClientConnection(BrokerProtocolHandler):
         return awaiting
 
     async def _send_queued(self) -> None:
-        """Send what is queued for the session, at most `IN_FLIGHT_MAX` unacknowledged; first what is in flight still."""
+        """Send what is in flight still, then what is queued, at most `IN_FLIGHT_MAX` of it unacknowledged."""
         session = self.attached_session
         try:
             for packet_id, delivery in list(session.inflight_out.items()):

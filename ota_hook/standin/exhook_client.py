@@ -1,4 +1,4 @@
-"""The broker's half of ExHook: loads a provider's hooks and asks it about publishes, as EMQX's client was measured to do.
+"""The broker's half of ExHook: loads a provider's hooks and asks it about publishes, as EMQX was measured to do.
 
 Owns the pool of gRPC channels, the hook list and what is applied of an answer. It must not know MQTT connections,
 sessions or delivery; broker.py calls it.
@@ -109,7 +109,7 @@ class ExhookClient:
         if self.loaded.is_set():
             await self._call("", "OnProviderUnloaded", pb.ProviderUnloadedRequest(meta=self.meta), pb.EmptySuccess)
         for worker in self._pool:
-            await worker.channel.close()
+            await worker.channel.close(grace=None)
 
     def wants(self, hook: str, topic: str | None = None) -> bool:
         """Whether the provider registered `hook`, for `topic` where the hook has topic filters."""
@@ -137,10 +137,9 @@ class ExhookClient:
             return message
         return _apply(answer.message, message)
 
-    async def notify(self, hook: str, client_id: str, request: Message, topic: str | None = None) -> None:
-        """Tell the provider, if it registered `hook`; returns when it answered, or did not within the timeout."""
-        if self.wants(hook, topic):
-            await self._call(client_id, NOTIFICATIONS[hook], request, pb.EmptySuccess)
+    async def notify(self, hook: str, client_id: str, request: Message) -> None:
+        """Tell the provider; returns when it answered, or did not within the timeout. Ask `wants` before."""
+        await self._call(client_id, NOTIFICATIONS[hook], request, pb.EmptySuccess)
 
     async def _load(self) -> bool:
         broker = pb.BrokerInfo(
@@ -168,15 +167,13 @@ class ExhookClient:
             if await self._load():
                 return
 
-    async def _call(
-        self, client_id: str, rpc: str, request: Message, response: type[_Response]
-    ) -> _Response | None:
+    async def _call(self, client_id: str, rpc: str, request: Message, response: type[_Response]) -> _Response | None:
         """The provider's answer, None where there is none within the timeout."""
         # One client, one worker, as long as the pool lives: EMQX hashes too, with another function.
         worker = self._pool[zlib.crc32(client_id.encode()) % len(self._pool)]
         try:
             answer = response.FromString(await worker.call(rpc, request.SerializeToString()))
-        except (grpc.aio.AioRpcError, DecodeError) as exc:
+        except (grpc.aio.AioRpcError, DecodeError, OSError) as exc:  # TimeoutError is an OSError
             self._note_failure(rpc, exc)
             return None
         if self._failing:
@@ -188,7 +185,7 @@ class ExhookClient:
         """Log the first failure of a row; each publish would log one otherwise."""
         if not self._failing:
             self._failing = True
-            reason = exc.code().name if isinstance(exc, grpc.aio.AioRpcError) else "UNREADABLE_ANSWER"
+            reason = exc.code().name if isinstance(exc, grpc.aio.AioRpcError) else type(exc).__name__
             _log.warning("exhook_call_failed", server=self._options.url, rpc=rpc, reason=reason)
 
 
@@ -205,24 +202,34 @@ class _PoolWorker:
         return grpc.aio.insecure_channel(self._options.url, options=_CHANNEL_OPTIONS)
 
     async def call(self, rpc: str, request: bytes) -> bytes:
-        """The answer's bytes. Raises AioRpcError for a status, a lost connection or after the request timeout."""
-        if self.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            # EMQX's next call connects anew, grpcio would back off. The old channel closes when its last call let go.
-            self.channel = self._open()
-        channel, loop = self.channel, asyncio.get_running_loop()
-        was_connected = channel.get_state() is grpc.ChannelConnectivity.READY
+        """The answer's bytes. Raises AioRpcError or TimeoutError, ConnectionError where nobody is there."""
+        loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.request_timeout_s
+        async with asyncio.timeout_at(deadline):
+            channel = await self._connect()
         if rpc not in self._calls:
-            self._calls[rpc] = channel.unary_unary(f"/emqx.exhook.{self._options.package}.HookProvider/{rpc}")
+            path = f"/emqx.exhook.{self._options.package}.HookProvider/{rpc}"
+            self._calls[rpc] = channel.unary_unary(path, request_serializer=None, response_deserializer=None)
         try:
-            answer: bytes = await self._calls[rpc](request, timeout=self._options.request_timeout_s)
+            answer: bytes = await self._calls[rpc](request, timeout=max(0.0, deadline - loop.time()))
         except grpc.aio.AioRpcError as exc:
             lost = channel.get_state() is not grpc.ChannelConnectivity.READY
-            if exc.code() is grpc.StatusCode.UNAVAILABLE and was_connected and lost:
+            if exc.code() is grpc.StatusCode.UNAVAILABLE and lost:
                 # Measured: a call in flight when the server dies waits out its timeout; a status passes at once.
                 await asyncio.sleep(max(0.0, deadline - loop.time()))
             raise
         return answer
+
+    async def _connect(self) -> grpc.aio.Channel:
+        """The channel, connected. A failed one is replaced: EMQX's next call connects anew, grpcio would back off."""
+        if self.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self.channel = self._open()  # the old one closes when its last call let go of it
+        channel = self.channel
+        while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                raise ConnectionError(self._options.url)
+            await channel.wait_for_state_change(state)
+        return channel
 
 
 def _apply(answer: pb.Message, message: pb.Message) -> pb.Message:

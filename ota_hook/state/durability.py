@@ -32,7 +32,7 @@ class DurableWriter:
         self._reaches_disk: bool | None = None
 
     async def write(self, script: Script, calls: Sequence[Call]) -> tuple[list[Any], str | None]:
-        """Run `script` once per (keys, arguments), pipelined: the results, and why they are unconfirmed (None: they are not).
+        """Run `script` once per (keys, arguments), pipelined: the results, and why they are unconfirmed (None: they are confirmed).
 
         The script must be safe to run twice. Raises DependencyError where Redis fails: then it is not known whether
         it ran.
@@ -71,11 +71,12 @@ async def _can_wait_for_disk(redis: Redis) -> bool:
     """Whether WAITAOF works here and is not bound to time out (`appendfsync no` never tells)."""
     try:
         await redis.execute_command("WAITAOF", 1, 0, 1)
-        policy = await redis.config_get("appendfsync")
-    except ResponseError as exc:
-        # A server that can, but lets nobody read its configuration, is taken at its word.
-        return "CONFIG" in str(exc).upper()
-    return bool(policy.get("appendfsync") != "no")
+    except ResponseError:  # unknown before 7.2; refused without an append-only file
+        return False
+    try:
+        return bool((await redis.config_get("appendfsync")).get("appendfsync") != "no")
+    except ResponseError:  # nobody may read its configuration: it is taken at its word
+        return True
 
 
 async def list_risks(redis: Redis) -> list[str]:

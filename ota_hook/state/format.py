@@ -8,14 +8,21 @@ from __future__ import annotations
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from ota_hook.errors import ConfigurationError
-from ota_hook.state.connection import redis_errors
+from ota_hook.state.connection import Script, redis_errors
 from ota_hook.state.keys import BUCKETS_MAX, DEFAULT_BUCKETS, DEFAULT_PREFIX, Keys, checked_prefix, meta_key
 
 FORMAT: Final = 1
 _OLDEST_REDIS: Final = (6, 2)
+
+_OPEN: Final = Script("""
+if redis.call('HEXISTS', KEYS[1], 'format') == 0 then
+  redis.call('HSET', KEYS[1], 'format', ARGV[1], 'buckets', ARGV[2])
+end
+return redis.call('HMGET', KEYS[1], 'format', 'buckets')
+""")
 
 
 async def open_layout(redis: Redis, *, prefix: str = DEFAULT_PREFIX, buckets: int = DEFAULT_BUCKETS) -> Keys:
@@ -30,30 +37,30 @@ async def open_layout(redis: Redis, *, prefix: str = DEFAULT_PREFIX, buckets: in
     with redis_errors("reading the format of its data"):
         try:
             await _refuse_old_server(redis)
-            async with redis.pipeline(transaction=False) as pipe:
-                # Field by field: of processes that start together, each finds what the first of them wrote.
-                pipe.hsetnx(meta, "format", str(FORMAT))
-                pipe.hsetnx(meta, "buckets", str(buckets))
-                pipe.hmget(meta, "format", "buckets")
-                stored = (await pipe.execute())[-1]
+            stored = await _OPEN.run(redis, [meta], [FORMAT, buckets])
         except AuthenticationError as exc:
             raise ConfigurationError(f"Redis refused the login: {exc}.", field="redis_url") from exc
     return _layout(prefix, *stored)
 
 
-def _layout(prefix: str, stored_format: bytes, stored_buckets: bytes) -> Keys:
-    if not stored_format.isdigit() or not stored_buckets.isdigit() or not 1 <= int(stored_buckets) <= BUCKETS_MAX:
-        raise ConfigurationError(f"The keys under the Redis prefix {prefix!r} are not this program's.", mend="Use another prefix.")
-    if int(stored_format) > FORMAT:
+def _layout(prefix: str, stored_format: bytes, stored_buckets: bytes | None) -> Keys:
+    if stored_format.isdigit() and int(stored_format) > FORMAT:
         raise ConfigurationError(
             f"The data in Redis has format {int(stored_format)}; this release knows formats up to {FORMAT}.",
             mend="Start the release that wrote it, or a newer one.",
+        )
+    if stored_format != b"%d" % FORMAT or not stored_buckets or not 1 <= int(stored_buckets) <= BUCKETS_MAX:
+        raise ConfigurationError(
+            f"The keys under the Redis prefix {prefix!r} are not this program's.", mend="Use another prefix."
         )
     return Keys(prefix, int(stored_buckets))
 
 
 async def _refuse_old_server(redis: Redis) -> None:
-    version = str((await redis.info("server")).get("redis_version", ""))
+    try:
+        version = str((await redis.info("server")).get("redis_version", ""))
+    except NoPermissionError:  # it says nothing of itself; the scripts will show what it can
+        return
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < _OLDEST_REDIS:
         raise ConfigurationError(f"This Redis is {version or 'of an unknown version'}; it must be 6.2 or newer.")

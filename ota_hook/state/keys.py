@@ -73,7 +73,11 @@ class Keys:
 
     def history(self, bucket: int, identifier: str) -> bytes:
         """List: packed settled offers of one device, newest first."""
-        return f"{self.prefix}:{{{bucket}}}:h:".encode() + as_bytes(identifier)
+        return self.history_of(bucket, as_bytes(identifier))
+
+    def history_of(self, bucket: int, identifier: bytes) -> bytes:
+        """`history` of an identifier as it was read from Redis."""
+        return f"{self.prefix}:{{{bucket}}}:h:".encode() + identifier
 
     def counters(self, firmware_id: str) -> str:
         """Hash: outcome → how often."""

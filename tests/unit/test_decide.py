@@ -43,9 +43,7 @@ def test_a_disabled_rule_is_no_rule() -> None:
 
 def test_a_device_of_another_type_than_its_topic_says_gets_no_answer() -> None:
     snapshot = make_snapshot(make_firmware("F", "2.0"))
-    assert decide_check(device(version="1.0"), "otaCheck", snapshot, topic_type="lamp") == (
-        StaySilent("type_differs"),
-    )
+    assert decide_check(device(version="1.0"), "otaCheck", snapshot, topic_type="lamp") == (StaySilent("type_differs"),)
 
 
 def test_a_device_of_a_type_that_is_gone_gets_no_answer() -> None:

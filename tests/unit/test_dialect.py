@@ -61,7 +61,9 @@ def test_the_typed_dialect_reads_the_type_from_the_topic() -> None:
     assert built_in("typed").command_topic(address, "tracker") == "tracker/d1/command_send"
 
 
-@pytest.mark.parametrize("topic", ["", "attributes", "attributes/d1/more", "command_send/d1", "event_reports/d1", "x/y"])
+@pytest.mark.parametrize(
+    "topic", ["", "attributes", "attributes/d1/more", "command_send/d1", "event_reports/d1", "x/y"]
+)
 def test_a_topic_that_is_not_ours_is_none(topic: str) -> None:
     assert built_in("eztcloud").recognise(topic, identity="d1", clientid="d1", username="d1") is None
 
@@ -132,7 +134,21 @@ def test_a_version_is_the_text_that_the_device_sent(value: str, version: str) ->
 
 @pytest.mark.parametrize(
     "value",
-    ["true", "false", "1e9", "1E9", "-1", "-0.5", "[]", "{}", '["1.0"]', '""', '"beta"', '"\\ud800 1"', '"%s"' % ("1" * 129)],
+    [
+        "true",
+        "false",
+        "1e9",
+        "1E9",
+        "-1",
+        "-0.5",
+        "[]",
+        "{}",
+        '["1.0"]',
+        '""',
+        '"beta"',
+        '"\\ud800 1"',
+        '"%s"' % ("1" * 129),
+    ],
 )
 def test_a_bad_value_is_bad_for_its_key_alone(value: str) -> None:
     report = parse_attributes(b'{"version": %s, "mcu_version": "2.0"}' % value.encode(), ["version", "mcu_version"])
@@ -184,11 +200,14 @@ def test_an_event_of_wrong_types_is_a_bad_message(payload: bytes) -> None:
 
 def test_the_upgrade_command_has_exactly_the_documented_bytes() -> None:
     command = upgrade_command(FIRMWARE, url="http://xxx.com/xxx/xxx.bin", command_id=98310)
-    assert command == (
-        '{"method":"otaUpgrade","params":{"module":"main","upgrade":true,"version":"1.1.5",'
-        '"url":"http://xxx.com/xxx/xxx.bin","size":1363713,"md5":"481701fa4093499eacd05b57bebc7ffc"},'
-        '"command_name":"OTA升级","id":98310}'
-    ).encode()
+    assert (
+        command
+        == (
+            '{"method":"otaUpgrade","params":{"module":"main","upgrade":true,"version":"1.1.5",'
+            '"url":"http://xxx.com/xxx/xxx.bin","size":1363713,"md5":"481701fa4093499eacd05b57bebc7ffc"},'
+            '"command_name":"OTA升级","id":98310}'
+        ).encode()
+    )
 
 
 def test_extras_follow_the_md5_in_the_types_order() -> None:
@@ -200,9 +219,12 @@ def test_extras_follow_the_md5_in_the_types_order() -> None:
 
 
 def test_the_answer_without_an_upgrade_has_exactly_the_documented_bytes() -> None:
-    assert no_upgrade_command("main", command_id=98311) == (
-        '{"method":"otaUpgrade","params":{"module":"main","upgrade":false},"command_name":"OTA升级","id":98311}'
-    ).encode()
+    assert (
+        no_upgrade_command("main", command_id=98311)
+        == (
+            '{"method":"otaUpgrade","params":{"module":"main","upgrade":false},"command_name":"OTA升级","id":98311}'
+        ).encode()
+    )
 
 
 @pytest.mark.parametrize(

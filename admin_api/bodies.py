@@ -1,0 +1,151 @@
+"""Request bodies within bounds: JSON routes that read no more than a megabyte, and lines of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from admin_api.problems import too_large, unsupported_media_type
+from ota_hook.errors import InputError
+
+JSON_BODY_MAX_BYTES: Final = 1024 * 1024
+LINE_MAX_BYTES: Final = 64 * 1024
+STALL_S: Final = 60.0
+"""A body that brings nothing for so long is given up (408)."""
+
+NDJSON: Final = "application/x-ndjson"
+_JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
+
+
+def media_type_of(request: Request) -> str:
+    """The Content-Type without its parameters, in small letters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def declared_length(request: Request) -> int | None:
+    """The Content-Length; None where the client does not say."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, where it takes one, is JSON of at most a megabyte: else 415, 413 or 408."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def handle_within_bounds(request: Request) -> Response:
+            if takes_body:
+                if media_type_of(request) not in _JSON_TYPES:
+                    raise unsupported_media_type("The body must be application/json.")
+                if (declared_length(request) or 0) > JSON_BODY_MAX_BYTES:
+                    raise _json_too_large()
+                request = Request(request.scope, _bounded(request.receive))
+            return await handle(request)
+
+        return handle_within_bounds
+
+
+def _bounded(receive: Receive) -> Receive:
+    read_bytes = 0
+
+    async def receive_within_bounds() -> Message:
+        nonlocal read_bytes
+        message = await _receive_in_time(receive)
+        read_bytes += len(message.get("body", b""))
+        if read_bytes > JSON_BODY_MAX_BYTES:
+            raise _json_too_large()
+        return message
+
+    return receive_within_bounds
+
+
+def _json_too_large() -> HTTPException:
+    return too_large(f"The body has more than {JSON_BODY_MAX_BYTES} bytes.")
+
+
+async def _receive_in_time(receive: Receive) -> Message:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await receive()
+    except TimeoutError as exc:
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "The body stalled.") from exc
+
+
+async def stream_body(request: Request) -> AsyncIterator[bytes]:
+    """The body's pieces as they come; 408 where it stalls, ClientDisconnect where the client goes away."""
+    bounded = Request(request.scope, lambda: _receive_in_time(request.receive))
+    async for chunk in bounded.stream():
+        if chunk:
+            yield chunk
+
+
+async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
+    """The numbered lines (from 1) of an NDJSON body, empty ones left out. A line over 64 KiB is an InputError."""
+    number = 0
+    rest = b""
+    async for chunk in stream_body(request):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            if line.strip():
+                yield number, _short_enough(line, number)
+        _short_enough(rest, number + 1)
+    if rest.strip():
+        yield number + 1, rest
+
+
+def _short_enough(line: bytes, number: int) -> bytes:
+    if len(line) > LINE_MAX_BYTES:
+        raise InputError(f"Line {number} has more than {LINE_MAX_BYTES} bytes.")
+    return line
+
+
+def require_ndjson(request: Request) -> None:
+    """415 unless the body is NDJSON."""
+    media_type = media_type_of(request)
+    if media_type == "text/csv":
+        raise unsupported_media_type("CSV is not available yet; send application/x-ndjson.")
+    if media_type not in {NDJSON, "application/jsonl", "application/ndjson"}:
+        raise unsupported_media_type("The body must be application/x-ndjson: one JSON value a line.")
+
+
+class CloseUnread:
+    """ASGI: an answer given before the body was read ends the connection, so that nobody sends the rest in vain."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _announces_body(scope):
+            await self._app(scope, receive, send)
+            return
+        all_read = False
+
+        async def noting_receive() -> Message:
+            nonlocal all_read
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                all_read = True
+            return message
+
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and not all_read:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, noting_receive, closing_send)
+
+
+def _announces_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+        for name, value in scope["headers"]
+    )

@@ -1,0 +1,69 @@
+"""ETags and the conditional requests made of them (RFC 9110 §13)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Header
+
+from ota_hook.errors import ConflictError, InputError
+
+_TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+
+
+def revision_etag(revision: int) -> str:
+    """The strong ETag of a document in the catalogue."""
+    return f'"{revision}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Preconditions:
+    """What the client expects; a tuple of entity tags as they were written, `*` among them for any; None: not said."""
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: tuple[str, ...] | None = None
+
+    def require(self, etag: str | None) -> None:
+        """Refuse (412) to change what is not as expected. `etag` is the current one, None where nothing is there."""
+        if self.if_match is not None and not _matches(self.if_match, etag, weakly=False):
+            raise ConflictError("It was changed since you read it, or is gone.", mend="Read it again.", stale=True)
+        if self.if_none_match is not None and _matches(self.if_none_match, etag, weakly=True):
+            raise ConflictError("It is there already.", stale=True)
+
+    def is_fresh(self, etag: str) -> bool:
+        """Whether a reader has this very state already (304)."""
+        return self.if_none_match is not None and _matches(self.if_none_match, etag, weakly=True)
+
+
+def _matches(expected: tuple[str, ...], etag: str | None, *, weakly: bool) -> bool:
+    if etag is None:
+        return False
+    if "*" in expected:
+        return True
+    return any((tag.removeprefix("W/") if weakly else tag) == etag for tag in expected)
+
+
+def parse_entity_tags(text: str) -> tuple[str, ...]:
+    """`"1", W/"2"` or `*`. InputError where it is neither."""
+    if text.strip() == "*":
+        return ("*",)
+    rest = _TAGS.sub("", text)
+    if rest.strip(" \t,"):
+        raise InputError(f"{ascii(text[:64])} is no list of entity tags.", field="If-Match")
+    return tuple(_TAGS.findall(text))
+
+
+def _read_preconditions(
+    if_match: Annotated[str | None, Header(description="Entity tags, or `*`; 412 where none matches.")] = None,
+    if_none_match: Annotated[str | None, Header(description="Entity tags, or `*`.")] = None,
+) -> Preconditions:
+    return Preconditions(
+        None if if_match is None else parse_entity_tags(if_match),
+        None if if_none_match is None else parse_entity_tags(if_none_match),
+    )
+
+
+Conditions = Annotated[Preconditions, Depends(_read_preconditions)]
+"""The parameter type by which a route gets the request's preconditions."""

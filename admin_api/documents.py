@@ -1,0 +1,491 @@
+"""Requests and responses of the API as models: which fields there are, of what shape, and how ours become them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from ota_hook.admission import (
+    INLINE_DEVICES_MAX,
+    SOURCE_VERSIONS_MAX,
+    VERSION_ATTRIBUTES_MAX,
+    check_attribute,
+    check_distinct,
+    check_event,
+    check_identifier,
+    check_key,
+    check_name,
+    check_version,
+)
+from ota_hook.errors import InputError
+from ota_hook.model import (
+    DEFAULT_EVENT,
+    DEFAULT_MODULE,
+    DEFAULT_VERSION_ATTRIBUTE,
+    CommandExtra,
+    DeviceState,
+    DeviceType,
+    Firmware,
+    OpenOffer,
+    Rule,
+    SettledOffer,
+    VersionScheme,
+)
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rfc3339(epoch_ms: int) -> str:
+    """`2026-01-31T08:00:00.000Z`."""
+    moment = _EPOCH + timedelta(milliseconds=epoch_ms)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def validate(model: type[M], document: object) -> M:
+    """The document as `model`; the same 422 as a body that the framework validated."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as exc:
+        raise RequestValidationError(exc.errors(include_url=False, include_context=False)) from exc
+
+
+def merge_patch(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """The target with a JSON merge patch applied (RFC 7396): null removes a field, so that its default applies.
+
+    No field of ours holds an object, so that nothing nested is merged; validation refuses objects.
+    """
+    merged = {**target, **patch}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _checked(check: Callable[[T], T]) -> AfterValidator:
+    """A rule of the core as a validator."""
+
+    def apply(value: T) -> T:
+        try:
+            return check(value)
+        except InputError as exc:
+            raise PydanticCustomError("refused", "{detail}", {"detail": str(exc)}) from exc
+
+    return AfterValidator(apply)
+
+
+def _not_available(what: str, *refused: object) -> Callable[[object], object]:
+    """What a later release brings is refused, never ignored. Without `refused`, all but null and [] is."""
+
+    def apply(value: object) -> object:
+        if (value in refused) if refused else (value is not None and value != []):
+            raise PydanticCustomError("not_available", "{what} not available yet.", {"what": what})
+        return value
+
+    return apply
+
+
+Key = Annotated[str, _checked(check_key)]
+Name = Annotated[str, _checked(check_name)]
+Event = Annotated[str, _checked(check_event)]
+Attribute = Annotated[str, _checked(check_attribute)]
+Version = Annotated[str, _checked(check_version)]
+Identifier = Annotated[str, _checked(check_identifier)]
+Attributes = Annotated[
+    list[Attribute], Field(min_length=1, max_length=VERSION_ATTRIBUTES_MAX), _checked(check_distinct)
+]
+Extra = Annotated[
+    Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", "signature"))
+]
+Scheme = Annotated[
+    Literal["auto", "semver"], BeforeValidator(_not_available("The schemes pep440 and debian are", "pep440", "debian"))
+]
+ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", True))]
+Tags = Annotated[Annotated[list[str], Field(max_length=0)] | None, BeforeValidator(_not_available("Tags are"))]
+Percentage = Annotated[None, BeforeValidator(_not_available("Percentage is"))]
+SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]
+Versions = Annotated[dict[Attribute, Version], Field(max_length=VERSION_ATTRIBUTES_MAX)]
+
+
+class Document(BaseModel):
+    """A request: unknown fields are refused, and nothing is turned into another type on the way."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# ---- device types
+
+
+class DeviceTypeFields(Document):
+    """What an operator sets of a device type. `name` defaults to the key."""
+
+    key: Key | None = None
+    name: Name | None = None
+    version_scheme: Scheme = "auto"
+    version_attributes: Attributes = Field(default=[DEFAULT_VERSION_ATTRIBUTE])
+    command_extras: Annotated[list[Extra], _checked(check_distinct)] = []
+    responses_enabled: ResponsesEnabled = False
+    auto_register: bool = False
+    children_register: bool = True
+
+    def to_device_type(self, key: str, *, now_ms: int) -> DeviceType:
+        if self.key not in (None, key):
+            raise InputError("A device type's key can't change.", field="key")
+        return DeviceType(
+            key=key,
+            name=self.name or key,
+            version_scheme=VersionScheme(self.version_scheme),
+            version_attributes=tuple(self.version_attributes),
+            command_extras=tuple(extra for extra in CommandExtra if extra.value in self.command_extras),
+            responses_enabled=self.responses_enabled,
+            auto_register=self.auto_register,
+            children_register=self.children_register,
+            created_at_ms=now_ms,
+        )
+
+
+class NewDeviceType(DeviceTypeFields):
+    """A device type to create."""
+
+    key: Key
+
+
+class DeviceTypeOut(BaseModel):
+    """A device type."""
+
+    key: str
+    name: str
+    version_scheme: str
+    version_attributes: list[str]
+    command_extras: list[str]
+    responses_enabled: bool
+    auto_register: bool
+    children_register: bool
+    created_at: str
+    revision: int
+
+    @classmethod
+    def of(cls, device_type: DeviceType) -> Self:
+        return cls(
+            **device_type_fields(device_type),
+            created_at=rfc3339(device_type.created_at_ms),
+            revision=device_type.revision,
+        )
+
+
+def device_type_fields(device_type: DeviceType) -> dict[str, Any]:
+    """What of it may be patched."""
+    return {
+        "key": device_type.key,
+        "name": device_type.name,
+        "version_scheme": device_type.version_scheme.value,
+        "version_attributes": list(device_type.version_attributes),
+        "command_extras": [extra.value for extra in device_type.command_extras],
+        "responses_enabled": device_type.responses_enabled,
+        "auto_register": device_type.auto_register,
+        "children_register": device_type.children_register,
+    }
+
+
+# ---- rules
+
+
+class RuleFields(Document):
+    """What an operator sets of a rule. `name` defaults to the event."""
+
+    name: Name | None = None
+    device_type: Key
+    event: Event = DEFAULT_EVENT
+    version_attribute: Attribute = DEFAULT_VERSION_ATTRIBUTE
+    module: Key = DEFAULT_MODULE
+    enabled: bool = True
+
+    def to_rule(self, rule_id: str, *, now_ms: int) -> Rule:
+        return Rule(
+            id=rule_id,
+            name=self.name or self.event,
+            device_type=self.device_type,
+            event=self.event,
+            version_attribute=self.version_attribute,
+            module=self.module,
+            enabled=self.enabled,
+            created_at_ms=now_ms,
+        )
+
+
+class RuleOut(BaseModel):
+    """A rule. `notice` says what else a change did, null where nothing."""
+
+    id: str
+    name: str
+    device_type: str
+    event: str
+    version_attribute: str
+    module: str
+    enabled: bool
+    created_at: str
+    revision: int
+    notice: str | None = None
+
+    @classmethod
+    def of(cls, rule: Rule, *, notice: str | None = None) -> Self:
+        return cls(
+            id=rule.id,
+            **rule_fields(rule),
+            created_at=rfc3339(rule.created_at_ms),
+            revision=rule.revision,
+            notice=notice,
+        )
+
+
+def rule_fields(rule: Rule) -> dict[str, Any]:
+    """What of it may be patched."""
+    return {
+        "name": rule.name,
+        "device_type": rule.device_type,
+        "event": rule.event,
+        "version_attribute": rule.version_attribute,
+        "module": rule.module,
+        "enabled": rule.enabled,
+    }
+
+
+# ---- devices
+
+
+class DeviceFields(Document):
+    """What an operator sets of a device. `versions` left out keeps what the device reported."""
+
+    identifier: Identifier | None = None
+    type: Key
+    versions: Versions | None = None
+    tags: Tags = None
+
+
+class NewDevice(DeviceFields):
+    """A device to create, and a line of an import."""
+
+    identifier: Identifier
+
+
+class DevicePatch(Document):
+    """A merge patch of a device: a version that is null is forgotten, `versions` null forgets all."""
+
+    identifier: Identifier | None = None
+    type: Key = ""
+    versions: Annotated[dict[Attribute, Version | None], Field(max_length=VERSION_ATTRIBUTES_MAX)] | None = {}
+    tags: Tags = None
+
+
+class DeviceOut(BaseModel):
+    """A device. `versions_reported_at` is null for a version that an operator set; `online` is null: not known."""
+
+    identifier: str
+    type: str
+    versions: dict[str, str]
+    versions_reported_at: dict[str, str | None]
+    tags: list[str]
+    online: bool | None
+
+    @classmethod
+    def of(cls, device: DeviceState) -> Self:
+        ordered = dict(sorted(device.versions.items()))
+        return cls(
+            identifier=device.identifier,
+            type=device.device_type,
+            versions={attribute: version.text for attribute, version in ordered.items()},
+            versions_reported_at={
+                attribute: rfc3339(version.reported_at_ms) if version.reported_at_ms else None
+                for attribute, version in ordered.items()
+            },
+            tags=[],
+            online=None,
+        )
+
+
+class OfferOut(BaseModel):
+    """An offer to a device: `outcome` is `offered` while it is open; `code` says more of a failure."""
+
+    firmware_id: str
+    module: str
+    version: str
+    from_version: str
+    version_attribute: str
+    command_ids: list[int]
+    offered_at: str
+    outcome: str
+    code: str | None
+    settled_at: str | None
+
+    @classmethod
+    def of(cls, offer: OpenOffer, settled: SettledOffer | None = None) -> Self:
+        return cls(
+            firmware_id=offer.firmware_id,
+            module=offer.module,
+            version=offer.version,
+            from_version=offer.from_version,
+            version_attribute=offer.version_attribute,
+            command_ids=list(offer.command_ids),
+            offered_at=rfc3339(offer.offered_at_ms),
+            outcome=settled.outcome.value if settled else "offered",
+            code=(settled.code or None) if settled else None,
+            settled_at=rfc3339(settled.settled_at_ms) if settled else None,
+        )
+
+
+class LineError(BaseModel):
+    """Why a line of a stream was not taken."""
+
+    line: int
+    detail: str
+
+
+class ImportOut(BaseModel):
+    """What an import did; `errors` holds the first hundred."""
+
+    created: int
+    replaced: int
+    failed: int
+    dry_run: bool
+    errors: list[LineError]
+
+
+# ---- firmware
+
+
+class FirmwareSettings(Document):
+    """What of a firmware may be changed later. `devices` null: every device; []: nobody."""
+
+    name: Name | None = None
+    enabled: bool = True
+    devices: Annotated[list[Identifier], Field(max_length=INLINE_DEVICES_MAX)] | None = None
+    source_versions: SourceVersions = []
+    use_https: bool = False
+    allow_downgrade: bool = False
+    tags: Tags = None
+    percentage: Percentage = None
+
+
+class FirmwareFields(FirmwareSettings):
+    """The fields of an upload beside `file`. `name` defaults to the file's name without its extension."""
+
+    device_type: Key
+    version: Version
+    module: Key = DEFAULT_MODULE
+
+
+class FirmwareOut(BaseModel):
+    """A firmware. `devices` holds the first thousand of its list in order, `devices_count` how many there are; both
+    are null where every device may have it. `url` is what devices are given, null where the HTTPS base is not set.
+    """
+
+    id: str
+    name: str
+    device_type: str
+    version: str
+    module: str
+    enabled: bool
+    use_https: bool
+    allow_downgrade: bool
+    source_versions: list[str]
+    devices: list[str] | None
+    devices_count: int | None
+    tags: None = None
+    percentage: None = None
+    filename: str
+    size: int
+    md5: str
+    sha256: str
+    crc32: str
+    url: str | None
+    created_at: str
+    revision: int
+
+    @classmethod
+    def of(cls, firmware: Firmware, *, devices: list[str] | None, devices_count: int | None, url: str | None) -> Self:
+        package = firmware.package
+        return cls(
+            id=firmware.id,
+            **firmware_settings(firmware),
+            device_type=firmware.device_type,
+            version=firmware.version,
+            module=firmware.module,
+            devices=devices,
+            devices_count=devices_count,
+            filename=package.filename,
+            size=package.size_bytes,
+            md5=package.md5,
+            sha256=package.sha256,
+            crc32=package.crc32,
+            url=url,
+            created_at=rfc3339(firmware.created_at_ms),
+            revision=firmware.revision,
+        )
+
+
+class FirmwareDetail(FirmwareOut):
+    """A firmware with how often each outcome happened."""
+
+    counters: dict[str, int] = {}
+
+
+def firmware_settings(firmware: Firmware) -> dict[str, Any]:
+    """What of it may be patched, its device list apart."""
+    return {
+        "name": firmware.name,
+        "enabled": firmware.enabled,
+        "use_https": firmware.use_https,
+        "allow_downgrade": firmware.allow_downgrade,
+        "source_versions": list(firmware.source_versions),
+    }
+
+
+class DeviceListOut(BaseModel):
+    """How many devices a list has now, and how many of the given ones are not registered."""
+
+    count: int
+    unknown: int
+
+
+# ---- check
+
+
+class CheckedFirmware(BaseModel):
+    """One firmware of the module: `reasons` are codes, empty for the chosen one; `explanations` say them."""
+
+    id: str
+    name: str
+    version: str
+    enabled: bool
+    chosen: bool
+    reasons: list[str]
+    explanations: list[str]
+
+
+class CheckOffer(BaseModel):
+    """What the device would be told."""
+
+    firmware_id: str
+    name: str
+    version: str
+    url: str | None
+    size: int
+    md5: str
+
+
+class CheckOut(BaseModel):
+    """A dry run. `reason` (`no_rule`, `no_firmware`, `no_version`, `none_newer`) is null where there is an offer."""
+
+    device: str
+    type: str
+    module: str
+    event: str | None
+    version_attribute: str | None
+    current_version: str | None
+    offer: CheckOffer | None
+    reason: str | None
+    firmware: list[CheckedFirmware]

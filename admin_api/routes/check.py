@@ -1,0 +1,77 @@
+"""`/check`: the dry run of one device's question."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from admin_api.answers import answer, documented, problems
+from admin_api.bodies import JsonRoute
+from admin_api.context import Context
+from admin_api.documents import CheckedFirmware, CheckOffer, CheckOut, Key
+from admin_api.firmware_views import FirmwareViews
+from ota_hook.check_report import FirmwareReport, explain_check
+from ota_hook.errors import NotFound
+from ota_hook.model import DEFAULT_MODULE, Firmware, is_direct_identifier
+
+router = APIRouter(tags=["check"], route_class=JsonRoute)
+
+
+class CheckQuery(BaseModel):
+    """Which device, which module."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str
+    module: Key = DEFAULT_MODULE
+
+
+@router.get(
+    "/check",
+    summary="Which firmware a device would get now, and why not each of the others",
+    responses=documented(CheckOut, 200) | problems(404),
+)
+async def check_device(context: Context, request: Request, query: Annotated[CheckQuery, Query()]) -> Response:
+    device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None
+    if device is None:
+        raise NotFound(f"There is no device {ascii(query.device[:160])}.")
+    report = explain_check(context.catalogue.current, device, query.module)
+    views: FirmwareViews = request.app.state.firmware_views
+    return answer(
+        CheckOut(
+            device=device.identifier,
+            type=device.device_type,
+            module=query.module,
+            event=report.rule.event if report.rule else None,
+            version_attribute=report.rule.version_attribute if report.rule else None,
+            current_version=report.current_version,
+            offer=_show_offer(report.offer, views) if report.offer else None,
+            reason=report.reason,
+            firmware=[_show_report(entry) for entry in report.firmware],
+        )
+    )
+
+
+def _show_offer(firmware: Firmware, views: FirmwareViews) -> CheckOffer:
+    return CheckOffer(
+        firmware_id=firmware.id,
+        name=firmware.name,
+        version=firmware.version,
+        url=views.url(firmware),
+        size=firmware.package.size_bytes,
+        md5=firmware.package.md5,
+    )
+
+
+def _show_report(entry: FirmwareReport) -> CheckedFirmware:
+    return CheckedFirmware(
+        id=entry.firmware.id,
+        name=entry.firmware.name,
+        version=entry.firmware.version,
+        enabled=entry.firmware.enabled,
+        chosen=entry.chosen,
+        reasons=list(entry.reasons),
+        explanations=list(entry.explanations),
+    )

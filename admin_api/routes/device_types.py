@@ -1,0 +1,160 @@
+"""`/device-types`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Query, Request, Response
+
+from admin_api.answers import answer, answer_read, commit, documented, patch_body, problems
+from admin_api.bodies import JsonRoute
+from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.context import AdminContext, Context
+from admin_api.documents import (
+    DeviceTypeFields,
+    DeviceTypeOut,
+    NewDeviceType,
+    device_type_fields,
+    merge_patch,
+    validate,
+)
+from admin_api.idempotency import answer_once, fingerprint_of
+from admin_api.pagination import Page, PageQuery, page_of
+from ota_hook.admission import admit_type, check_key, remove_type
+from ota_hook.errors import ConflictError, InputError, NotFound
+from ota_hook.model import CatalogueChange, DeviceType
+from ota_hook.snapshot import Snapshot
+
+router = APIRouter(prefix="/device-types", tags=["device types"], route_class=JsonRoute)
+
+_NAMED_DEVICES: Final = 4
+
+
+def _find(snapshot: Snapshot, key: str) -> DeviceType:
+    device_type = snapshot.types.get(key)
+    if device_type is None:
+        raise NotFound(f"There is no device type {ascii(key[:64])}.")
+    return device_type
+
+
+def _location(key: str) -> str:
+    return f"/api/v1/device-types/{key}"
+
+
+def _answer(device_type: DeviceType, *, created: bool) -> Response:
+    return answer(
+        DeviceTypeOut.of(device_type),
+        status=HTTPStatus.CREATED if created else HTTPStatus.OK,
+        etag=revision_etag(device_type.revision),
+        location=_location(device_type.key) if created else None,
+    )
+
+
+def _written_type(written: Sequence[CatalogueChange]) -> DeviceType:
+    return next(change.document for change in written if isinstance(change.document, DeviceType))
+
+
+@router.get("", summary="List device types", responses=documented(Page[DeviceTypeOut], 200) | problems())
+async def list_device_types(context: Context, query: Annotated[PageQuery, Query()]) -> Response:
+    types, next_cursor = page_of(context.catalogue.current.types.items(), query)
+    return answer(Page[DeviceTypeOut](items=[DeviceTypeOut.of(t) for t in types], next_cursor=next_cursor))
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    summary="Create a device type with its default rule",
+    responses=documented(DeviceTypeOut, 201) | problems(409),
+)
+async def create_device_type(context: Context, request: Request, body: NewDeviceType) -> Response:
+    proposed = body.to_device_type(body.key, now_ms=context.now_ms())
+    rule_id = context.new_id()
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        if proposed.key in snapshot.types:
+            raise ConflictError(f"The device type {proposed.key!r} exists already.", field="key")
+        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+
+    async def create() -> Response:
+        return _answer(_written_type(await commit(context.catalogue, decide)), created=True)
+
+    return await answer_once(context, request, fingerprint_of(body), create)
+
+
+@router.get(
+    "/{key}", summary="Read a device type", responses=documented(DeviceTypeOut, 200, 304) | problems(404, 412)
+)
+async def read_device_type(context: Context, key: str, conditions: Conditions) -> Response:
+    device_type = _find(context.catalogue.current, key)
+    return answer_read(DeviceTypeOut.of(device_type), revision_etag(device_type.revision), conditions)
+
+
+@router.put(
+    "/{key}",
+    summary="Create or replace a device type",
+    responses=documented(DeviceTypeOut, 200, 201) | problems(409, 412),
+)
+async def put_device_type(context: Context, key: str, body: DeviceTypeFields, conditions: Conditions) -> Response:
+    try:
+        check_key(key)
+    except InputError as exc:
+        raise InputError(exc.detail, field="key") from exc
+    proposed = body.to_device_type(key, now_ms=context.now_ms())
+    return await _replace(context, proposed, conditions)
+
+
+async def _replace(context: AdminContext, proposed: DeviceType, conditions: Preconditions) -> Response:
+    rule_id = context.new_id()
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        old = snapshot.types.get(proposed.key)
+        conditions.require(None if old is None else revision_etag(old.revision))
+        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+
+    device_type = _written_type(await commit(context.catalogue, decide))
+    return _answer(device_type, created=device_type.revision == 1)
+
+
+@router.patch(
+    "/{key}",
+    summary="Change a device type (JSON merge patch)",
+    responses=documented(DeviceTypeOut, 200) | problems(404, 409, 412),
+    openapi_extra=patch_body(DeviceTypeFields),
+)
+async def patch_device_type(
+    context: Context, key: str, patch: Annotated[dict[str, Any], Body()], conditions: Conditions
+) -> Response:
+    rule_id = context.new_id()
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        old = _find(snapshot, key)
+        conditions.require(revision_etag(old.revision))
+        fields = validate(DeviceTypeFields, merge_patch(device_type_fields(old), patch))
+        proposed = fields.to_device_type(key, now_ms=old.created_at_ms)
+        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+
+    return _answer(_written_type(await commit(context.catalogue, decide)), created=False)
+
+
+@router.delete(
+    "/{key}",
+    status_code=HTTPStatus.NO_CONTENT,
+    summary="Delete a device type that nothing refers to, and its rules",
+    responses=documented(None, 204) | problems(404, 409, 412),
+)
+async def delete_device_type(context: Context, key: str, conditions: Conditions) -> Response:
+    _find(context.catalogue.current, key)
+    devices: list[str] = []
+    async for device in context.devices.scan_devices(device_type=key):
+        devices.append(device.identifier)
+        if len(devices) == _NAMED_DEVICES:
+            break
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        conditions.require(revision_etag(_find(snapshot, key).revision))
+        return remove_type(snapshot, key, devices=devices)
+
+    await commit(context.catalogue, decide)
+    return Response(status_code=HTTPStatus.NO_CONTENT)

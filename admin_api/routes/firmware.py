@@ -1,0 +1,451 @@
+"""`/firmware` and `/firmware/{id}/devices`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from admin_api.answers import answer, answer_read, commit, documented, patch_body, problems
+from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson
+from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.context import AdminContext, Context
+from admin_api.documents import (
+    DeviceListOut,
+    FirmwareDetail,
+    FirmwareFields,
+    FirmwareOut,
+    FirmwareSettings,
+    firmware_settings,
+    merge_patch,
+    validate,
+)
+from admin_api.firmware_views import FirmwareViews
+from admin_api.idempotency import answer_once, fingerprint_of
+from admin_api.pagination import Page, PageQuery, page_of
+from admin_api.uploads import Upload, receive_upload
+from ota_hook.admission import (
+    LISTED_DEVICES_MAX,
+    NAME_MAX_CHARS,
+    admit_firmware,
+    check_firmware_version,
+    check_identifier,
+    find_firmware,
+    find_type,
+    remove_firmware,
+)
+from ota_hook.errors import ConflictError, InputError, NotFound
+from ota_hook.model import CatalogueChange, Firmware
+from ota_hook.packages.inspect import file_stem
+from ota_hook.snapshot import Snapshot
+
+router = APIRouter(prefix="/firmware", tags=["firmware"], route_class=JsonRoute)
+streams = APIRouter(prefix="/firmware", tags=["firmware"])
+
+_BATCH: Final = 1000
+_EXPORT_CHUNK_BYTES: Final = 64 * 1024
+_EVERYONE: Final = "This firmware has no device list: it is for every device of its type."
+
+_UPLOAD_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "device_type", "version"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "name": {"type": "string", "description": "Default: the file's name without its extension."},
+                        "device_type": {"type": "string"},
+                        "version": {"type": "string"},
+                        "module": {"type": "string", "default": "main"},
+                        "devices": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "Repeated. Left out: every device; one empty value: nobody.",
+                        },
+                        "source_versions": {"type": "array", "items": {"type": "string"}},
+                        "use_https": {"type": "boolean", "default": False},
+                        "enabled": {"type": "boolean", "default": True},
+                        "allow_downgrade": {"type": "boolean", "default": False},
+                    },
+                }
+            }
+        },
+    }
+}
+_LINES_BODY: Final = {"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}}
+
+
+class FirmwareQuery(PageQuery):
+    """Which firmware."""
+
+    device_type: str | None = None
+    module: str | None = None
+    version: str | None = None
+    enabled: bool | None = None
+
+
+def _views(request: Request) -> FirmwareViews:
+    views: FirmwareViews = request.app.state.firmware_views
+    return views
+
+
+def _require_https_base(context: AdminContext, use_https: object) -> None:
+    if use_https is True and context.public_url_https is None:
+        raise InputError(
+            "This deployment has no HTTPS address for downloads.",
+            mend="Set OTA_HOOK_PUBLIC_URL_HTTPS.",
+            field="use_https",
+        )
+
+
+async def _each(identifiers: Iterable[str]) -> AsyncIterator[str]:
+    for identifier in identifiers:
+        yield identifier
+
+
+async def _stage(context: AdminContext, devices: Sequence[str] | None) -> tuple[str | None, frozenset[str] | None]:
+    """The name under which the list is written, and its members."""
+    if devices is None:
+        return None, None
+    members = frozenset(devices)
+    if not members:
+        return "", members
+    name, _ = await context.catalogue.stage_device_list(_each(members))
+    return name, members
+
+
+def _written_firmware(written: Sequence[CatalogueChange]) -> Firmware:
+    return next(change.document for change in written if isinstance(change.document, Firmware))
+
+
+# ---- upload
+
+
+@streams.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    summary="Upload a firmware",
+    description="Fields may come in any order. The file is stored and read back before the firmware exists; a refused"
+    " or broken upload leaves nothing.",
+    responses=documented(FirmwareOut, 201) | problems(409, 413, 415),
+    openapi_extra=_UPLOAD_BODY,
+)
+async def upload_firmware(context: Context, request: Request) -> Response:
+    firmware_id = context.new_id()
+
+    def check_early(fields: dict[str, Any]) -> None:
+        _require_https_base(context, fields.get("use_https"))
+        snapshot = context.catalogue.current
+        if "device_type" in fields:
+            find_type(snapshot, fields["device_type"])
+            if "version" in fields:
+                check_firmware_version(snapshot, fields["device_type"], fields["version"])
+
+    upload = await receive_upload(
+        request, context.packages, firmware_id, max_bytes=context.max_upload_bytes, check_early=check_early
+    )
+    package = upload.package
+    created = False
+
+    async def create() -> Response:
+        nonlocal created
+        firmware = await _create(context, firmware_id, upload)
+        created = True
+        return answer(
+            await _views(request).show(firmware, context.catalogue.current),
+            status=HTTPStatus.CREATED,
+            etag=revision_etag(firmware.revision),
+            location=f"/api/v1/firmware/{firmware.id}",
+        )
+
+    try:
+        fingerprint = fingerprint_of(upload.fields, package.filename, package.sha256)
+        response = await answer_once(context, request, fingerprint, create)
+    except (InputError, ConflictError, NotFound):
+        await context.packages.remove(firmware_id)
+        raise
+    # After any other error the firmware may exist: its package stays, and the sweep removes it if nothing names it.
+    if not created:
+        await context.packages.remove(firmware_id)
+    return response
+
+
+async def _create(context: AdminContext, firmware_id: str, upload: Upload) -> Firmware:
+    fields, package = upload
+    _require_https_base(context, fields.use_https)
+    device_list, members = await _stage(context, fields.devices)
+    proposed = Firmware(
+        id=firmware_id,
+        name=fields.name or _default_name(package.filename),
+        device_type=fields.device_type,
+        version=fields.version,
+        package=package,
+        module=fields.module,
+        device_list=device_list,
+        source_versions=tuple(fields.source_versions),
+        use_https=fields.use_https,
+        enabled=fields.enabled,
+        allow_downgrade=fields.allow_downgrade,
+        created_at_ms=context.now_ms(),
+    )
+    written = await commit(context.catalogue, lambda snapshot: admit_firmware(snapshot, proposed, members))
+    return _written_firmware(written)
+
+
+# ---- one firmware
+
+
+@router.get("", summary="List firmware, oldest first", responses=documented(Page[FirmwareOut], 200) | problems())
+async def list_firmware(context: Context, request: Request, query: Annotated[FirmwareQuery, Query()]) -> Response:
+    wanted = {
+        name: value
+        for name in ("device_type", "module", "version", "enabled")
+        if (value := getattr(query, name)) is not None
+    }
+    snapshot = context.catalogue.current
+    found = (
+        (firmware.id, firmware)
+        for firmware in snapshot.firmware.values()
+        if firmware.deleted_at_ms is None and all(getattr(firmware, name) == value for name, value in wanted.items())
+    )
+    page, next_cursor = page_of(found, query)
+    views = _views(request)
+    items = [await views.show(firmware, snapshot) for firmware in page]
+    return answer(Page[FirmwareOut](items=items, next_cursor=next_cursor))
+
+
+@router.get(
+    "/{firmware_id}",
+    summary="Read a firmware, with how often each outcome happened",
+    responses=documented(FirmwareDetail, 200, 304) | problems(404, 410, 412),
+)
+async def read_firmware(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
+    snapshot = context.catalogue.current
+    firmware = find_firmware(snapshot, firmware_id)
+    counters = await context.offers.load_counters([firmware.id])
+    shown = await _views(request).show(firmware, snapshot)
+    detail = FirmwareDetail(**shown.model_dump(), counters=counters.get(firmware.id, {}))
+    return answer_read(detail, revision_etag(firmware.revision), conditions)
+
+
+@router.patch(
+    "/{firmware_id}",
+    summary="Change a firmware (JSON merge patch): all but file, device type, version and module",
+    responses=documented(FirmwareOut, 200) | problems(404, 409, 410, 412),
+    openapi_extra=patch_body(FirmwareSettings),
+)
+async def patch_firmware(
+    context: Context,
+    request: Request,
+    firmware_id: str,
+    patch: Annotated[dict[str, Any], Body()],
+    conditions: Conditions,
+) -> Response:
+    current = find_firmware(context.catalogue.current, firmware_id)
+    conditions.require(revision_etag(current.revision))
+    fields = validate(FirmwareSettings, merge_patch(firmware_settings(current), patch))
+    if "use_https" in patch:
+        _require_https_base(context, fields.use_https)
+    device_list, members = await _stage(context, fields.devices)
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        old = find_firmware(snapshot, firmware_id)
+        conditions.require(revision_etag(old.revision))
+        proposed = _with_settings(old, validate(FirmwareSettings, merge_patch(firmware_settings(old), patch)))
+        if "devices" not in patch:
+            return admit_firmware(snapshot, proposed, None)
+        return admit_firmware(snapshot, replace(proposed, device_list=device_list), members)
+
+    firmware = _written_firmware(await commit(context.catalogue, decide))
+    shown = await _views(request).show(firmware, context.catalogue.current)
+    return answer(shown, etag=revision_etag(firmware.revision))
+
+
+def _with_settings(firmware: Firmware, fields: FirmwareSettings) -> Firmware:
+    return replace(
+        firmware,
+        name=fields.name or _default_name(firmware.package.filename),
+        enabled=fields.enabled,
+        source_versions=tuple(fields.source_versions),
+        use_https=fields.use_https,
+        allow_downgrade=fields.allow_downgrade,
+    )
+
+
+def _default_name(filename: str) -> str:
+    return file_stem(filename)[:NAME_MAX_CHARS]
+
+
+@router.delete(
+    "/{firmware_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    summary="Delete a firmware; its history stays, its address answers 410. Deleting it again changes nothing",
+    responses=documented(None, 204) | problems(404, 412),
+)
+async def delete_firmware(context: Context, firmware_id: str, conditions: Conditions) -> Response:
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        try:
+            firmware = find_firmware(snapshot, firmware_id)
+        except NotFound as exc:
+            if exc.gone:
+                return ()
+            raise
+        conditions.require(revision_etag(firmware.revision))
+        return remove_firmware(snapshot, firmware_id, now_ms=context.now_ms())
+
+    await commit(context.catalogue, decide)
+    # Each of these may be repeated: who asks again after a failure finds them done.
+    await context.offers.cancel_offers(firmware_id, settled_at_ms=context.now_ms())
+    await context.packages.remove(firmware_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+# ---- its device list
+
+
+@streams.get(
+    "/{firmware_id}/devices",
+    summary="The device list, one JSON object a line",
+    response_class=StreamingResponse,
+    responses={200: {"content": {NDJSON: {}}}, **problems(404, 410)},
+)
+async def export_device_list(context: Context, firmware_id: str) -> Response:
+    firmware = find_firmware(context.catalogue.current, firmware_id)
+    if firmware.device_list is None:
+        raise NotFound(_EVERYONE)
+    return StreamingResponse(_list_lines(context, firmware.device_list), media_type=NDJSON)
+
+
+async def _list_lines(context: AdminContext, name: str) -> AsyncIterator[bytes]:
+    chunk = bytearray()
+    async for identifier in _read_list(context, name):
+        chunk += orjson.dumps({"identifier": identifier}) + b"\n"
+        if len(chunk) >= _EXPORT_CHUNK_BYTES:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
+
+
+def _read_list(context: AdminContext, name: str) -> AsyncIterator[str]:
+    return context.catalogue.read_device_list(name) if name else _each(())
+
+
+@streams.put(
+    "/{firmware_id}/devices",
+    summary="Replace the device list; each line is an identifier or an object with one",
+    responses=documented(DeviceListOut, 200) | problems(404, 409, 410, 412, 415),
+    openapi_extra=_LINES_BODY,
+)
+async def put_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
+    require_ndjson(request)
+    firmware = find_firmware(context.catalogue.current, firmware_id)
+    conditions.require(revision_etag(firmware.revision))
+    given = _GivenDevices(context, request)
+    return await _set_list(context, firmware_id, given, given.identifiers(), conditions)
+
+
+@streams.post(
+    "/{firmware_id}/devices",
+    summary="Add to the device list",
+    responses=documented(DeviceListOut, 200) | problems(404, 409, 410, 412, 415),
+    openapi_extra=_LINES_BODY,
+)
+async def add_to_device_list(
+    context: Context, request: Request, firmware_id: str, conditions: Conditions
+) -> Response:
+    require_ndjson(request)
+    firmware = find_firmware(context.catalogue.current, firmware_id)
+    conditions.require(revision_etag(firmware.revision))
+    base = firmware.device_list
+    if base is None:
+        raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
+    given = _GivenDevices(context, request)
+
+    async def joined() -> AsyncIterator[str]:
+        async for identifier in _read_list(context, base):
+            yield identifier
+        async for identifier in given.identifiers():
+            yield identifier
+
+    return await _set_list(context, firmware_id, given, joined(), conditions, base=base)
+
+
+class _GivenDevices:
+    """The identifiers of a body, counted on their way: how many, and how many of them are not registered."""
+
+    def __init__(self, context: AdminContext, request: Request) -> None:
+        self._context = context
+        self._request = request
+        self.unknown = 0
+
+    async def identifiers(self) -> AsyncIterator[str]:
+        batch: list[str] = []
+        seen = 0
+        async for number, line in read_lines(self._request):
+            batch.append(_read_identifier(number, line))
+            seen += 1
+            if seen > LISTED_DEVICES_MAX:
+                raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
+            if len(batch) == _BATCH:
+                self.unknown += await self._context.devices.count_unknown(batch)
+                for identifier in batch:
+                    yield identifier
+                batch = []
+        if batch:
+            self.unknown += await self._context.devices.count_unknown(batch)
+            for identifier in batch:
+                yield identifier
+
+
+def _read_identifier(number: int, line: bytes) -> str:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as exc:
+        raise InputError(f"Line {number} is not JSON.") from exc
+    if isinstance(value, dict) and value.keys() == {"identifier"}:
+        value = value["identifier"]
+    if not isinstance(value, str):
+        raise InputError(f'Line {number} must be "ID" or {{"identifier": "ID"}}.')
+    try:
+        return check_identifier(value)
+    except InputError as exc:
+        raise InputError(f"Line {number}: {exc.detail}") from exc
+
+
+async def _set_list(
+    context: AdminContext,
+    firmware_id: str,
+    given: _GivenDevices,
+    identifiers: AsyncIterator[str],
+    conditions: Preconditions,
+    *,
+    base: str | None = None,
+) -> Response:
+    """Write the list and make it the firmware's. `base` is the list that it adds to, which must be the newest still."""
+    name, count = await context.catalogue.stage_device_list(identifiers)
+    if count > LISTED_DEVICES_MAX:
+        raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
+    firmware = find_firmware(context.catalogue.current, firmware_id)
+    rivals = context.catalogue.current.living_firmware(firmware.device_type, firmware.module)
+    members: frozenset[str] | None = None
+    if any(rival.allow_downgrade for rival in rivals):  # only these make it matter who is listed
+        members = frozenset([identifier async for identifier in _read_list(context, name)])
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        old = find_firmware(snapshot, firmware_id)
+        conditions.require(revision_etag(old.revision))
+        if base is not None and old.device_list != base:
+            raise ConflictError("The device list was changed meanwhile.", mend="Send it again.")
+        return admit_firmware(snapshot, replace(old, device_list=name if count else ""), members)
+
+    changed = _written_firmware(await commit(context.catalogue, decide))
+    return answer(DeviceListOut(count=count, unknown=given.unknown), etag=revision_etag(changed.revision))

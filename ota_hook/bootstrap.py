@@ -1,0 +1,407 @@
+"""Joins the adapters to the ports and runs the roles. The one place that names concrete adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+import uvicorn
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from admin_api.app import create_app
+from admin_api.auth import AdminToken, load_admin_token
+from admin_api.context import AdminContext
+from ota_hook.errors import ConfigurationError, DependencyError, OtaHookError
+from ota_hook.exhook.grpcio_listener import GrpcioListener
+from ota_hook.exhook.provider import HookOptions, HookProvider
+from ota_hook.metrics import HookMetrics
+from ota_hook.model import DocumentKind
+from ota_hook.packages.store import LocalPackageStore
+from ota_hook.publish.mqtt import MqttPublisher
+from ota_hook.settings import Listen, Settings
+from ota_hook.standin.broker import ExhookOptions, StandinBroker
+from ota_hook.standin.redis import embedded_redis
+from ota_hook.state.catalogue import RedisCatalogue
+from ota_hook.state.command_ids import RedisCommandIds
+from ota_hook.state.connection import connect_redis
+from ota_hook.state.devices import RedisDevices
+from ota_hook.state.durability import DurableWriter, list_risks
+from ota_hook.state.format import open_layout
+from ota_hook.state.heartbeat import Heartbeat
+from ota_hook.state.idempotency import RedisIdempotency
+from ota_hook.state.keys import Keys
+from ota_hook.state.offers import RedisOffers
+
+_log = structlog.get_logger("ota_hook.bootstrap")
+_HEARTBEAT_S: Final = 1.0
+_SHUTDOWN_S: Final = 5
+
+
+class Role(StrEnum):
+    """What a process does."""
+
+    HOOK = "hook"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandinOptions:
+    """An embedded MQTT broker beside the hook, which it asks as EMQX does."""
+
+    listen: Listen
+    package: Literal["v2", "v3"] = "v2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What has started. Addresses are the real ones, where a setting left the port to the system."""
+
+    hook_address: str | None = None
+    admin_url: str | None = None
+    admin_tls_url: str | None = None
+    public_url: str
+    mqtt_url: str | None = None
+    token: str | None = None
+    token_was_made: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """The adapters on Redis that more than one role uses."""
+
+    redis: Redis
+    keys: Keys
+    writer: DurableWriter
+    catalogue: RedisCatalogue
+    offers: RedisOffers
+    devices: RedisDevices
+    metrics: HookMetrics = field(default_factory=HookMetrics)
+
+
+@asynccontextmanager
+async def run_service(
+    settings: Settings, roles: frozenset[Role], *, standin: StandinOptions | None = None
+) -> AsyncIterator[Running]:
+    """Start the roles in this process and end them in order when the context is left.
+
+    Raises ConfigurationError where a setting can't work here, DependencyError where Redis can't be reached.
+    """
+    async with AsyncExitStack() as stack:
+        _prepare_data_dir(settings.data_dir)
+        # The port is bound before anything else starts: the addresses that devices are sent depend on it.
+        sockets = stack.enter_context(_bound(settings)) if Role.ADMIN in roles else None
+        if sockets is not None:
+            settings = sockets.settings
+        if standin is not None:
+            standin, settings = _choose_broker_port(standin, settings)
+        state = await stack.enter_async_context(_open_state(settings))
+        running = Running(public_url=settings.effective_public_url)
+        if Role.HOOK in roles:
+            hook_address = await stack.enter_async_context(_run_hook(settings, state))
+            running = replace(running, hook_address=hook_address)
+            if standin is not None:
+                mqtt_url = await stack.enter_async_context(_run_standin(standin, hook_address))
+                running = replace(running, mqtt_url=mqtt_url)
+        if sockets is not None:
+            running = await stack.enter_async_context(_run_admin(settings, state, sockets, running))
+        yield running
+
+
+def _prepare_data_dir(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"The data directory {data_dir} can't be made: {exc.strerror}.", mend="Choose another: OTA_HOOK_DATA_DIR."
+        ) from exc
+
+
+# ---- state
+
+
+@asynccontextmanager
+async def _open_state(settings: Settings) -> AsyncIterator[_State]:
+    """Connect to Redis (or bring one), read the layout, load the catalogue and keep it fresh."""
+    async with AsyncExitStack() as stack:
+        if settings.redis_url is not None:
+            url = settings.redis_url.get_secret_value()
+        else:
+            url = await stack.enter_async_context(embedded_redis(settings.data_dir))
+        redis = connect_redis(url)
+        stack.push_async_callback(redis.aclose)
+        keys = await open_layout(redis, prefix=settings.redis_prefix)
+        for risk in await list_risks(redis):
+            _log.warning("redis_may_forget", problem=risk)
+        writer = DurableWriter(redis, replicas=settings.redis_wait_replicas)
+        catalogue = RedisCatalogue(redis, keys, writer=writer)
+        await catalogue.start()
+        stack.push_async_callback(catalogue.close)
+        state = _State(
+            redis=redis,
+            keys=keys,
+            writer=writer,
+            catalogue=catalogue,
+            offers=RedisOffers(redis, keys),
+            devices=RedisDevices(redis, keys, writer=writer),
+        )
+        state.metrics.catalogue_revision.set_function(lambda: catalogue.current.revision)
+        for kind in DocumentKind:
+            state.metrics.refused_documents.labels(kind.value).set_function(
+                lambda kind=kind: sum(refused.kind is kind for refused in catalogue.refused)
+            )
+        yield state
+
+
+# ---- the hook
+
+
+@asynccontextmanager
+async def _run_hook(settings: Settings, state: _State) -> AsyncIterator[str]:
+    """Serve ExHook; yields the address that the broker connects to."""
+    async with AsyncExitStack() as stack:
+        command_ids = RedisCommandIds(state.redis, state.keys)
+        stack.push_async_callback(command_ids.close)
+        publisher = None
+        if settings.mqtt_url is not None:
+            publisher = MqttPublisher(settings.mqtt_url.get_secret_value())
+            await publisher.start()
+            stack.push_async_callback(publisher.stop)
+        provider = HookProvider(
+            HookOptions(
+                dialect=settings.dialect,
+                identity=settings.identity,
+                reply=settings.reply,
+                http_base=settings.effective_public_url,
+                https_base=settings.public_url_https,
+                answer_budget_ms=settings.answer_budget_ms,
+            ),
+            snapshots=state.catalogue,
+            devices=state.devices,
+            offers=state.offers,
+            command_ids=command_ids,
+            publisher=publisher,
+            metrics=state.metrics,
+        )
+        stack.push_async_callback(provider.close)
+        listener = GrpcioListener(
+            provider,
+            listen=str(settings.hook_listen),
+            message_bytes=settings.hook_message_bytes,
+            tls_cert=settings.hook_tls_cert,
+            tls_key=settings.hook_tls_key,
+            tls_client_ca=settings.hook_tls_client_ca,
+        )
+        await listener.start()
+        stack.push_async_callback(listener.stop)
+        heartbeat = Heartbeat(state.redis, state.keys)
+        await heartbeat.beat()
+        await stack.enter_async_context(_background(_keep_beating(heartbeat)))
+        stack.push_async_callback(_say_goodbye, heartbeat)
+        yield str(Listen(settings.hook_listen.host, listener.port))
+
+
+async def _keep_beating(heartbeat: Heartbeat) -> None:
+    while True:
+        await asyncio.sleep(_HEARTBEAT_S)
+        try:
+            await heartbeat.beat()
+        except DependencyError as exc:
+            _log.warning("heartbeat_failed", problem=str(exc))
+
+
+async def _say_goodbye(heartbeat: Heartbeat) -> None:
+    with contextlib.suppress(DependencyError):  # where Redis is gone, the beat runs out by itself
+        await heartbeat.remove()
+
+
+@asynccontextmanager
+async def _background(work: Awaitable[None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+# ---- the admin role
+
+
+@dataclass(frozen=True, slots=True)
+class _AdminSockets:
+    """The bound sockets, and the settings with the ports that the system chose."""
+
+    http: socket.socket
+    https: socket.socket | None
+    settings: Settings
+
+
+@contextmanager
+def _bound(settings: Settings) -> Iterator[_AdminSockets]:
+    with contextlib.ExitStack() as stack:
+        http = stack.enter_context(_bind(settings.admin_listen, "OTA_HOOK_ADMIN_LISTEN"))
+        chosen = {"admin_listen": _address_of(http, settings.admin_listen)}
+        https = None
+        if settings.admin_tls_listen is not None:
+            https = stack.enter_context(_bind(settings.admin_tls_listen, "OTA_HOOK_ADMIN_TLS_LISTEN"))
+            chosen["admin_tls_listen"] = _address_of(https, settings.admin_tls_listen)
+        yield _AdminSockets(http, https, settings.model_copy(update=chosen))
+
+
+def _bind(listen: Listen, setting: str) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, proto)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{setting}: {listen} can't be bound: {exc.strerror}.",
+            mend="Is another ota-hook running? Choose another port.",
+        ) from exc
+    return bound
+
+
+def _address_of(bound: socket.socket, listen: Listen) -> Listen:
+    return Listen(listen.host, bound.getsockname()[1])
+
+
+class _AdminServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the command decides when the service ends."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _run_admin(
+    settings: Settings, state: _State, sockets: _AdminSockets, running: Running
+) -> AsyncIterator[Running]:
+    configured = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
+    token, made = load_admin_token(settings.data_dir, configured)
+    packages = LocalPackageStore(settings.data_dir / "packages")
+    await _sweep(packages, state)
+    heartbeat = Heartbeat(state.redis, state.keys)
+    app = create_app(
+        AdminContext(
+            catalogue=state.catalogue,
+            devices=state.devices,
+            offers=state.offers,
+            packages=packages,
+            idempotency=RedisIdempotency(state.redis, state.keys),
+            tokens=AdminToken(token),
+            public_url=settings.effective_public_url,
+            public_url_https=settings.public_url_https,
+            max_upload_bytes=settings.max_package_bytes,
+            readiness_checks=(_readiness(state, heartbeat),),
+            metrics=state.metrics.registry,
+        )
+    )
+    servers = [(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_SHUTDOWN_S), sockets.http)]
+    if sockets.https is not None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            ssl_certfile=settings.admin_tls_cert,
+            ssl_keyfile=settings.admin_tls_key,
+        )
+        servers.append((config, sockets.https))
+    async with AsyncExitStack() as stack:
+        for config, bound in servers:
+            await stack.enter_async_context(_serve_http(config, bound))
+        yield replace(
+            running,
+            admin_url=f"http://{settings.admin_listen}",
+            admin_tls_url=f"https://{settings.admin_tls_listen}" if sockets.https is not None else None,
+            token=token,
+            token_was_made=made,
+        )
+
+
+@asynccontextmanager
+async def _serve_http(config: uvicorn.Config, bound: socket.socket) -> AsyncIterator[None]:
+    server = _AdminServer(config)
+    try:
+        config.load()
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"The admin role's TLS certificate or key can't be used: {exc}.") from exc
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+                raise ConfigurationError("The admin role could not start.")
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _readiness(state: _State, heartbeat: Heartbeat) -> Callable[[], Awaitable[list[str]]]:
+    """Ready is: Redis answers, the catalogue is fresh, and some hook process accepts calls. The broker is no part."""
+
+    async def check() -> list[str]:
+        try:
+            live = await heartbeat.count_live()
+        except DependencyError as exc:
+            return [exc.detail]
+        problems = []
+        if live == 0:
+            problems.append("No hook process accepts calls.")
+        if not state.catalogue.healthy:
+            problems.append(f"The catalogue was last compared with Redis {state.catalogue.age_seconds:.1f} s ago.")
+        return problems
+
+    return check
+
+
+async def _sweep(packages: LocalPackageStore, state: _State) -> None:
+    in_use = [f.id for f in state.catalogue.current.firmware.values() if f.deleted_at_ms is None]
+    try:
+        removed = await packages.sweep(in_use)
+    except OtaHookError as exc:
+        _log.warning("sweep_failed", problem=str(exc))
+        return
+    if removed:
+        _log.info("swept_orphan_packages", removed=len(removed))
+
+
+# ---- the stand-in broker
+
+
+def _choose_broker_port(standin: StandinOptions, settings: Settings) -> tuple[StandinOptions, Settings]:
+    """Fix the broker's port before the hook starts: its publisher needs the address, the broker needs the hook's."""
+    listen = standin.listen
+    with _bind(listen, "--standin-listen") as probe:
+        listen = _address_of(probe, listen)
+    if settings.mqtt_url is None:
+        settings = settings.model_copy(update={"mqtt_url": SecretStr(f"mqtt://{listen}")})
+    return replace(standin, listen=listen), settings
+
+
+@asynccontextmanager
+async def _run_standin(standin: StandinOptions, hook_address: str) -> AsyncIterator[str]:
+    broker = StandinBroker(
+        host=standin.listen.host,
+        port=standin.listen.port,
+        exhook=ExhookOptions(url=hook_address, package=standin.package, auto_reconnect_s=1.0),
+    )
+    await broker.start()
+    try:
+        await broker.wait_loaded()
+        yield broker.mqtt_url
+    finally:
+        await broker.stop()

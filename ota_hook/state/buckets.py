@@ -1,0 +1,41 @@
+"""Walking the buckets in order, a few at first and then many per round trip.
+
+Knows which buckets there are, not what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import Final
+
+from redis.asyncio import Redis
+
+from ota_hook.state.keys import Keys
+
+_FIRST_BATCH: Final = 8
+_LARGEST_BATCH: Final = 256
+_SCAN_COUNT: Final = 5_000
+_SPARSE: Final = 4
+"""With fewer keys than a quarter of the buckets, asking which exist is cheaper than asking each bucket."""
+
+
+async def batches_of_buckets(
+    redis: Redis, keys: Keys, pattern: str, *, first: int = 0
+) -> AsyncGenerator[list[int]]:
+    """The numbers of the buckets from `first` on, ascending, in batches that grow to 256.
+
+    A bucket that has no key matching `pattern` may be left out. Raises what redis-py raises.
+    """
+    numbers: Iterable[int] = range(first, keys.buckets)
+    if await redis.dbsize() < keys.buckets // _SPARSE:
+        found = {keys.bucket_in(key) async for key in redis.scan_iter(match=pattern, count=_SCAN_COUNT)}
+        numbers = sorted(number for number in found if number is not None and number >= first)
+    size = _FIRST_BATCH
+    batch: list[int] = []
+    for number in numbers:
+        batch.append(number)
+        if len(batch) == size:
+            yield batch
+            batch, size = [], min(2 * size, _LARGEST_BATCH)
+    if batch:
+        yield batch

@@ -1,0 +1,86 @@
+"""Device lists in Redis: staged under a new name, kept by the change that names them, never edited.
+
+Owns the sets. Must not know which firmware names a list; catalogue.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from redis.asyncio import Redis
+from ulid import ULID
+
+from ota_hook.errors import InputError
+from ota_hook.state.connection import redis_errors
+from ota_hook.state.keys import Keys, as_bytes, as_text
+
+LIST_MAX: Final = 1_000_000
+STAGED_SECONDS: Final = 3_600
+"""A staged list that no change names is forgotten after this."""
+
+_WRITE_BATCH: Final = 2_000
+_READ_BATCH: Final = 5_000
+
+
+class DeviceLists:
+    """Every method raises DependencyError where Redis does not answer."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def stage(self, identifiers: AsyncIterator[str]) -> tuple[str, int]:
+        """Write a list under a new name: (name, distinct count), the empty one has the name "" and no key.
+
+        InputError for more than a million identifiers. What `identifiers` raises leaves nothing behind but an expiring
+        key.
+        """
+        name = str(ULID())
+        count = 0
+        batch: list[bytes] = []
+        async for identifier in identifiers:
+            batch.append(as_bytes(identifier))
+            if len(batch) == _WRITE_BATCH:
+                count += await self._add(name, batch, count)
+                batch = []
+        if batch:
+            count += await self._add(name, batch, count)
+        return (name, count) if count else ("", 0)
+
+    async def _add(self, name: str, batch: Sequence[bytes], count: int) -> int:
+        key = self._keys.device_list(name)
+        with redis_errors("writing a device list"):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.execute_command("SADD", key, *batch)
+                pipe.expire(key, STAGED_SECONDS)
+                added = int((await pipe.execute())[0])
+            if count + added > LIST_MAX:
+                await self._redis.unlink(key)
+                raise InputError(f"A device list holds at most {LIST_MAX} devices.", field="devices")
+        return added
+
+    async def load(self, name: str) -> frozenset[str] | None:
+        """All members, None where there is no such list (any more)."""
+        members: set[str] = set()
+        async with aclosing(self.read(name)) as identifiers:
+            async for identifier in identifiers:
+                members.add(identifier)
+        # A list that is not there and one that went while it was read: neither may be taken for a short list.
+        with redis_errors("reading a device list"):
+            return frozenset(members) if await self._redis.exists(self._keys.device_list(name)) else None
+
+    async def read(self, name: str) -> AsyncGenerator[str]:
+        """The members in no order; one may come twice."""
+        cursor = 0
+        while True:
+            with redis_errors("reading a device list"):
+                answer = await self._redis.execute_command(
+                    "SSCAN", self._keys.device_list(name), cursor, "COUNT", _READ_BATCH
+                )
+            cursor, members = int(answer[0]), answer[1]
+            for member in members:
+                yield as_text(member)
+            if cursor == 0:
+                return

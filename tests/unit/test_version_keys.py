@@ -1,0 +1,194 @@
+"""Version keys on real versions: the table of version_pairs.py, what is no version, and where other orders differ."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+
+import pytest
+import semver
+from packaging.version import Version
+
+from ota_hook._matcher import version_key
+from ota_hook.model import VERSION_MAX_BYTES, VersionScheme
+from tests import oracle
+from tests.unit.version_pairs import AUTO, DEBIAN_DIFFERS, PEP440_DIFFERS, SEMVER, SEMVER_INVALID
+
+Chain = list[tuple[str, str]]
+DPKG = shutil.which("dpkg")
+MEMO_ENTRIES = 65_536
+
+
+def named(chain: Chain) -> str:
+    return " ".join(f"{relation} {version}" for relation, version in chain).strip()
+
+
+def key_of(text: str, scheme: str = "auto") -> bytes:
+    key = version_key(scheme, text)
+    assert key is not None, text
+    return key
+
+
+def relation_of(difference: int) -> str:
+    return "<=>"[difference + 1]
+
+
+def relation_by_key(one: str, another: str, scheme: str = "auto") -> str:
+    return relation_of(oracle.sign(key_of(one, scheme), key_of(another, scheme)))
+
+
+def pairs_of(chain: Chain) -> list[tuple[str, str, str]]:
+    """Every two members, neighbours or not, with the relation between them."""
+    pairs = []
+    for first, last in itertools.combinations(range(len(chain)), 2):
+        relation = "<" if any(chain[place][0] == "<" for place in range(first + 1, last + 1)) else "="
+        pairs.append((chain[first][1], relation, chain[last][1]))
+    return pairs
+
+
+def test_the_table_holds_at_least_150_pairs_of_neighbours() -> None:
+    pairs = {(one[1], other[1]) for chain in AUTO for one, other in itertools.pairwise(chain)}
+    assert len(pairs) >= 150
+
+
+@pytest.mark.parametrize("chain", AUTO, ids=named)
+def test_auto_orders_versions_as_vendors_mean_them(chain: Chain) -> None:
+    for one, relation, another in pairs_of(chain):
+        assert relation_by_key(one, another) == relation, (one, another)
+        assert relation_of(oracle.compare("auto", one, another)) == relation, (one, another)
+
+
+@pytest.mark.parametrize("chain", SEMVER, ids=named)
+def test_semver_orders_versions_as_its_standard_says(chain: Chain) -> None:
+    for one, relation, another in pairs_of(chain):
+        assert relation_by_key(one, another, "semver") == relation, (one, another)
+        assert relation_of(oracle.compare("semver", one, another)) == relation, (one, another)
+        assert relation_of(semver.Version.parse(one).compare(another)) == relation, (one, another)
+
+
+@pytest.mark.parametrize("text", SEMVER_INVALID)
+def test_semver_refuses_what_its_grammar_does_not_hold(text: str) -> None:
+    assert version_key("semver", text) is None
+    assert not oracle.is_version("semver", text)
+
+
+@pytest.mark.parametrize(("one", "here", "pep440", "another"), PEP440_DIFFERS)
+def test_auto_differs_from_pep_440_where_it_means_to(one: str, here: str, pep440: str, another: str) -> None:
+    left, right = Version(one), Version(another)
+    assert relation_of((left > right) - (left < right)) == pep440
+    assert relation_by_key(one, another) == here != pep440
+
+
+@pytest.mark.parametrize(("one", "here", "debian", "another"), DEBIAN_DIFFERS)
+def test_auto_differs_from_debian_where_it_means_to(one: str, here: str, debian: str, another: str) -> None:
+    assert relation_by_key(one, another) == here != debian
+    if DPKG is not None:
+        word = {"<": "lt", "=": "eq", ">": "gt"}[debian]
+        assert subprocess.run([DPKG, "--compare-versions", one, word, another], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("scheme", ["auto", "semver"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "main",
+        "v",
+        "+",
+        "release-candidate",
+        "٣.٤",
+        "１.２.３",
+        "x²",
+        "Ⅳ",
+        "1.0.0\ud800",
+        "\udc80",
+        "1.0." + "0" * 125,
+    ],
+    ids=ascii,
+)
+def test_a_text_without_an_ascii_digit_too_long_or_not_utf_8_is_no_version(scheme: str, text: str) -> None:
+    assert version_key(scheme, text) is None
+
+
+def test_128_bytes_are_a_version_and_129_are_none() -> None:
+    assert VERSION_MAX_BYTES == 128
+    assert version_key("auto", "1" * 128) is not None
+    assert version_key("auto", " \n" + "1" * 128 + "\t ") is not None
+    assert version_key("auto", "1" * 129) is None
+    assert version_key("auto", "1" + "é" * 63) is not None
+    assert version_key("auto", "1" + "é" * 64) is None
+    assert version_key("semver", "1.0.0-" + "a" * 122) is not None
+    assert version_key("semver", "1.0.0-" + "a" * 123) is None
+
+
+def test_numbers_of_any_length_are_compared_by_value() -> None:
+    nines, power = "9" * 127, "1" + "0" * 127
+    assert key_of(nines) < key_of(power) < key_of("2" + "0" * 127)
+    assert key_of("0" * 127 + "7") == key_of("7")
+    core = "9" * 123
+    assert key_of(f"{core}.0.0", "semver") < key_of(f"1{core}.0.0", "semver")
+    assert key_of("255") < key_of("256") < key_of("65536") < key_of("4294967296") < key_of("18446744073709551616")
+
+
+def test_control_characters_separate_like_any_other() -> None:
+    assert key_of("1\x000\x002") == key_of("1.0.2")
+    assert key_of("\x001.2\x00") == key_of("1.2")
+
+
+def test_only_ascii_letters_fold_and_make_words() -> None:
+    assert key_of("1.0RC1") == key_of("1.0rc1")
+    assert key_of("1.0\u212a1") == key_of("1.0.1") != key_of("1.0k1")  # the Kelvin sign folds to k elsewhere
+    assert key_of("1.0\u017f1") == key_of("1.0.1")  # the long s folds to s elsewhere
+
+
+def test_only_the_first_word_of_all_is_dropped_before_a_number() -> None:
+    assert key_of("v1") == key_of("-V.1") == key_of("version: 1") == key_of("1")
+    assert key_of("fw-v1") != key_of("fw-1")
+    assert key_of("v-v1") != key_of("v1")
+    assert key_of("1.0+v2") != key_of("1.0+2")
+    assert key_of("vx1") != key_of("x1")
+
+
+def test_white_space_around_a_version_says_nothing_in_any_scheme() -> None:
+    for scheme in ("auto", "semver"):
+        assert key_of(" \t1.2.3\r\n", scheme) == key_of("1.2.3", scheme)
+
+
+def test_semver_leaves_case_as_it_is() -> None:
+    assert relation_by_key("1.0.0-RC", "1.0.0-rc", "semver") == "<"
+
+
+def test_a_scheme_may_be_named_by_its_enumeration() -> None:
+    assert version_key(VersionScheme.AUTO, "1.0") == version_key("auto", "1.0")
+    assert version_key(VersionScheme.SEMVER, "1.0") is None
+    assert version_key("auto", VersionScheme.AUTO) is None  # a text of a subclass is a text
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown version scheme 'calver'"):
+        version_key("calver", "1.0")
+
+
+def test_schemes_do_not_share_what_they_remember() -> None:
+    for _ in range(2):
+        assert version_key("semver", "1.7") is None
+        assert version_key("auto", "1.7") is not None
+        assert version_key("auto", "1.7.0") != version_key("semver", "1.7.0")
+
+
+def test_a_flood_of_texts_makes_no_memory_grow_for_ever() -> None:
+    remembered = version_key("auto", "1.2.3-flood")
+    assert version_key("auto", "1.2.3-flood") is remembered
+    for number in range(MEMO_ENTRIES + 1):
+        version_key("auto", f"0.{number}")
+    again = version_key("auto", "1.2.3-flood")
+    assert again == remembered
+    assert again is not remembered  # it was forgotten to make room
+
+
+def test_a_text_longer_than_any_version_is_not_remembered() -> None:
+    padded = " " * VERSION_MAX_BYTES + "1.0"
+    assert version_key("auto", padded) == key_of("1.0")
+    assert version_key("auto", padded) is not version_key("auto", padded)
