@@ -48,7 +48,7 @@ _MEANINGS: Final = {
     415: "The body's media type is not one that is read.",
     416: "No requested range lies in the file.",
     422: "It is not acceptable as it stands.",
-    503: "Redis or the package store does not answer; nothing was changed.",
+    503: "Redis or the package store does not answer; try again.",
 }
 
 Responses = dict[int | str, dict[str, Any]]

@@ -21,9 +21,9 @@ __all__ = ["AdminContext", "create_app"]
 
 _DESCRIPTION: Final = """Device types, devices, firmware and rules of an ota-hook deployment.
 
-Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors are
-problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a JSON
-merge patch. POST takes an `Idempotency-Key`, kept for 24 hours."""
+Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
+are problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a
+JSON merge patch. POST takes an `Idempotency-Key`, kept for 24 hours."""
 
 
 def create_app(context: AdminContext) -> FastAPI:

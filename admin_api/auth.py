@@ -18,7 +18,7 @@ from admin_api.context import TokenVerifier
 from admin_api.problems import problem_response
 from ota_hook.errors import ConfigurationError
 
-TOKEN_FILE: Final = "admin-token"
+TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 TOKEN_MIN_CHARS: Final = 16
 TOKEN_MAX_CHARS: Final = 1024
 API_PREFIX: Final = "/api/v1"

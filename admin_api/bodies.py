@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Final
@@ -18,6 +19,9 @@ JSON_BODY_MAX_BYTES: Final = 1024 * 1024
 LINE_MAX_BYTES: Final = 64 * 1024
 STALL_S: Final = 60.0
 """A body that brings nothing for so long is given up (408)."""
+LINGER_S: Final = 1.0
+LINGER_BYTES: Final = 16 * 1024 * 1024
+"""So much of a body, for so long, is read after it was answered."""
 
 NDJSON: Final = "application/x-ndjson"
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
@@ -118,7 +122,10 @@ def require_ndjson(request: Request) -> None:
 
 
 class CloseUnread:
-    """ASGI: an answer given before the body was read ends the connection, so that nobody sends the rest in vain."""
+    """ASGI: an answer given before the body was read ends the connection, so that nobody sends all the rest in vain.
+
+    It ends a little later: a connection closed on bytes under way is reset, and the client would lose the answer.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,16 +139,33 @@ class CloseUnread:
         async def noting_receive() -> Message:
             nonlocal all_read
             message = await receive()
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                all_read = True
+            all_read = all_read or message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
         async def closing_send(message: Message) -> None:
-            if message["type"] == "http.response.start" and not all_read:
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            await send(message)
+            if all_read:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                await send({**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]})
+            elif message.get("more_body", False):
+                await send(message)
+            else:
+                await send({**message, "more_body": True})
+                await _linger(noting_receive)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         await self._app(scope, noting_receive, closing_send)
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a while, to nowhere."""
+    read_bytes, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while more and read_bytes < LINGER_BYTES:
+                message = await receive()
+                read_bytes += len(message.get("body", b""))
+                more = bool(message.get("more_body", False))
 
 
 def _announces_body(scope: Scope) -> bool:

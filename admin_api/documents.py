@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -78,7 +78,7 @@ def _checked(check: Callable[[T], T]) -> AfterValidator:
     return AfterValidator(apply)
 
 
-def _not_available(what: str, *refused: object) -> Callable[[object], object]:
+def _not_available(what: str, refused: Collection[object] = ()) -> Callable[[object], object]:
     """What a later release brings is refused, never ignored. Without `refused`, all but null and [] is."""
 
     def apply(value: object) -> object:
@@ -99,12 +99,13 @@ Attributes = Annotated[
     list[Attribute], Field(min_length=1, max_length=VERSION_ATTRIBUTES_MAX), _checked(check_distinct)
 ]
 Extra = Annotated[
-    Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", "signature"))
+    Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", ["signature"]))
 ]
 Scheme = Annotated[
-    Literal["auto", "semver"], BeforeValidator(_not_available("The schemes pep440 and debian are", "pep440", "debian"))
+    Literal["auto", "semver"],
+    BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
 ]
-ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", True))]
+ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
 Tags = Annotated[Annotated[list[str], Field(max_length=0)] | None, BeforeValidator(_not_available("Tags are"))]
 Percentage = Annotated[None, BeforeValidator(_not_available("Percentage is"))]
 SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]

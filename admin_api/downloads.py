@@ -92,7 +92,7 @@ def _merged(spans: list[Span]) -> list[Span]:
         200: {"content": {"application/octet-stream": {}}},
         206: {"description": "The ranges asked for."},
         304: {"description": "Unchanged."},
-        **{status: response for status, response in problems(404, 410, 412, 416).items() if status != 401},  # noqa: PLR2004
+        **{status: response for status, response in problems(404, 410, 412, 416).items() if status != 401},
     },
 )
 async def download_firmware(context: Context, request: Request, firmware_id: str, filename: str) -> Response:

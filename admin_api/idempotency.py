@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from admin_api.auth import PRINCIPAL_KEY
 from admin_api.context import AdminContext
-from ota_hook.errors import InputError
+from ota_hook.errors import DependencyError, InputError
 from ota_hook.ports import Replay
 
 KEY_HEADER: Final = "Idempotency-Key"
@@ -40,7 +41,8 @@ async def answer_once(
     try:
         response = await answer()
     except BaseException:
-        await context.idempotency.abandon(begun)
+        with contextlib.suppress(DependencyError):  # the store frees it by itself, within a minute
+            await context.idempotency.abandon(begun)
         raise
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     body = bytes(response.body)

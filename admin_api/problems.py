@@ -137,7 +137,7 @@ def _field_name(location: Sequence[Any]) -> str:
     return ".".join(parts)[:256]
 
 
-def _printable(value: Any) -> Any:
+def _printable(value: object) -> object:
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()

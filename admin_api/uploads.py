@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from email.message import Message
 from typing import Any, Final, NamedTuple
 
@@ -58,27 +58,38 @@ async def receive_upload(
     if (declared_length(request) or 0) > max_bytes + _FIELDS_ALLOWANCE_BYTES:
         raise _file_too_large(max_bytes)
     form = UploadForm(boundary, max_bytes)
-    incoming: IncomingPackage | None = None
+    body = stream_body(request)
+    await _read_until_file(body, form)
+    check_early(form.read_fields())
+    incoming = await store.receive(firmware_id)
     try:
-        async for chunk in stream_body(request):
-            pieces = form.feed(chunk)
-            if form.filename is not None and incoming is None:
-                check_early(form.read_fields())
-                incoming = await store.receive(firmware_id)
-            if incoming is not None:
-                for piece in pieces:
-                    await incoming.write(piece)
-        form.finish()
-        fields = validate(FirmwareFields, form.read_fields())
-        if incoming is None or form.filename is None:
-            raise InputError("The part `file` is missing.", field="file")
-        if not incoming.size_bytes:
-            raise InputError("The file is empty.", field="file")
-        return Upload(fields, await incoming.keep(form.filename))
+        return await _read_rest(body, form, incoming)
     except BaseException:
-        if incoming is not None:
-            await asyncio.shield(incoming.discard())
+        await asyncio.shield(incoming.discard())
         raise
+
+
+async def _read_until_file(body: AsyncIterator[bytes], form: UploadForm) -> None:
+    async for chunk in body:
+        form.feed(chunk)
+        if form.filename is not None:
+            return
+    form.finish()
+    raise InputError("The part `file` is missing.", field="file")
+
+
+async def _read_rest(body: AsyncIterator[bytes], form: UploadForm, incoming: IncomingPackage) -> Upload:
+    for piece in form.take_file_bytes():
+        await incoming.write(piece)
+    async for chunk in body:
+        form.feed(chunk)
+        for piece in form.take_file_bytes():
+            await incoming.write(piece)
+    form.finish()
+    if not incoming.size_bytes:
+        raise InputError("The file is empty.", field="file")
+    fields = validate(FirmwareFields, form.read_fields())
+    return Upload(fields, await incoming.keep(form.filename or ""))
 
 
 def _file_too_large(max_bytes: int) -> HTTPException:
@@ -125,9 +136,8 @@ class UploadForm:
             },
         )
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take a piece of the body; returns what of it belongs to the file."""
-        self._pieces = []
+    def feed(self, chunk: bytes) -> None:
+        """Take a piece of the body; InputError where it can't be read, 413 where it is too large."""
         file_bytes_before = self._file_bytes
         try:
             self._parser.write(chunk)
@@ -136,7 +146,11 @@ class UploadForm:
         self._other_bytes += len(chunk) - (self._file_bytes - file_bytes_before)
         if self._other_bytes > _FIELDS_ALLOWANCE_BYTES:
             raise too_large("The fields beside the file are too large.")
-        return self._pieces
+
+    def take_file_bytes(self) -> list[bytes]:
+        """What came of the file since it was last asked for; to be asked after each `feed`."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def finish(self) -> None:
         """Say that the body is over; InputError where it broke off."""

@@ -14,7 +14,8 @@ cimport cython
 # --- version keys -----------------------------------------------------------------------------------------------------
 #
 # A key is a run of pieces, each of which shows where it ends, so two keys first differ inside pieces of the same place
-# and bytes order is version order. The first byte of a piece is its class. The classes of `auto`, in order:
+# and bytes order is version order. The first byte of a piece is its class. Every class is below every byte that a word
+# is made of: what follows a word ends it, and a word is older than one that it begins. The classes of `auto`, in order:
 
 cdef enum:
     # 1 to 6 are the pre-release words themselves, see _PRE_RELEASE_RANKS
@@ -26,11 +27,11 @@ cdef enum:
 # ... and of `semver`, whose pieces stand in other places and may use the same bytes:
 
 cdef enum:
-    SEMVER_END = 1
-    SEMVER_NUMBER = 2
-    SEMVER_WORD = 3
-    SEMVER_PRE_RELEASE = 4
-    SEMVER_RELEASE = 5
+    SEMVER_PRE_RELEASE = 1
+    SEMVER_RELEASE = 2
+    SEMVER_END = 3
+    SEMVER_NUMBER = 4
+    SEMVER_WORD = 5
 
 cdef enum Scheme:
     AUTO
@@ -218,7 +219,6 @@ cdef int _append_tokens(bytearray key, bytes data, Py_ssize_t at, Py_ssize_t sto
             else:
                 key.append(WORD_BEHIND_PRE_RELEASE if behind_pre_release else WORD)
                 key += word
-                key.append(0)  # below every letter: a word is older than one that it begins
         at = _next_token(data, end, stop)
     key.append(END)
     return 0
@@ -278,7 +278,6 @@ cdef bytes _semver_key(bytes data):
         if _end_of_digits(identifier, 0, len(identifier)) < len(identifier):
             key.append(SEMVER_WORD)
             key += identifier
-            key.append(0)  # below every byte of an identifier
         elif _is_semver_number(identifier):
             key.append(SEMVER_NUMBER)
             _append_number(key, identifier, 0, len(identifier))

@@ -214,6 +214,9 @@ def find_identical_rule(snapshot: Snapshot, proposed: Rule) -> Rule | None:
 def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...]:
     """Create the rule or replace the one with its id. A version attribute that is new to the type joins it."""
     device_type = find_type(snapshot, proposed.device_type)
+    old = snapshot.rules.get(proposed.id)
+    if old is not None and old.device_type != proposed.device_type:
+        raise InputError("A rule can't move to another device type.", field="device_type")
     for rule in snapshot.rules.values():
         same = (rule.device_type, rule.event, rule.module) == (proposed.device_type, proposed.event, proposed.module)
         if same and rule.id != proposed.id:
@@ -221,10 +224,7 @@ def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...
                 f"The rule {rule.name!r} ({rule.id}) is there for that device type, event and module already.",
                 mend="Change that one.",
             )
-    old = snapshot.rules.get(proposed.id)
     if old is not None:
-        if old.device_type != proposed.device_type:
-            raise InputError("A rule can't move to another device type.", field="device_type")
         proposed = replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)
     widened = _with_attribute(device_type, proposed.version_attribute)
     if widened is device_type:
@@ -296,7 +296,7 @@ def _others(snapshot: Snapshot, firmware: Firmware) -> Iterator[Firmware]:
 
 
 def _refuse_duplicate(snapshot: Snapshot, proposed: Firmware) -> None:
-    """Same type, module and equal version key; neither has a selector; their source versions meet, or neither has any."""
+    """Same type, module, equal version key; neither has a selector; neither has source versions, or they share one."""
     if proposed.device_list is not None:
         return
     key = _key(snapshot, proposed, proposed.version)

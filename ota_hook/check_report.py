@@ -53,7 +53,10 @@ def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> Check
     living = {firmware.id: firmware for firmware in snapshot.living_firmware(device.device_type, module)}
     reports = [_report(living[id_], explained[id_], current) for id_ in explained if id_ in living]
     missing = [firmware for id_, firmware in living.items() if id_ not in explained]
-    reports += [_report(firmware, Explanation(firmware.id, False, ("unusable",)), current) for firmware in missing]
+    reports += [
+        _report(firmware, Explanation(firmware.id, chosen=False, reasons=("unusable",)), current)
+        for firmware in missing
+    ]
     chosen = next((report.firmware for report in reports if report.chosen), None) if rule else None
     return CheckReport(
         rule=rule,
@@ -72,7 +75,9 @@ def _rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
 
 def _report(firmware: Firmware, explanation: Explanation, current: str | None) -> FirmwareReport:
     sources = ", ".join(firmware.source_versions[:5]) + (", …" if len(firmware.source_versions) > 5 else "")
-    sentences = (_SENTENCES.get(reason, reason).format(current=current, sources=sources) for reason in explanation.reasons)
+    sentences = (
+        _SENTENCES.get(reason, reason).format(current=current, sources=sources) for reason in explanation.reasons
+    )
     return FirmwareReport(firmware, explanation.chosen, explanation.reasons, tuple(sentences))
 
 

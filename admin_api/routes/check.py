@@ -36,7 +36,7 @@ class CheckQuery(BaseModel):
 async def check_device(context: Context, request: Request, query: Annotated[CheckQuery, Query()]) -> Response:
     device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None
     if device is None:
-        raise NotFound(f"There is no device {ascii(query.device[:160])}.")
+        raise NotFound(f"There is no device {query.device[:160]!a}.")
     report = explain_check(context.catalogue.current, device, query.module)
     views: FirmwareViews = request.app.state.firmware_views
     return answer(

@@ -35,7 +35,7 @@ _NAMED_DEVICES: Final = 4
 def _find(snapshot: Snapshot, key: str) -> DeviceType:
     device_type = snapshot.types.get(key)
     if device_type is None:
-        raise NotFound(f"There is no device type {ascii(key[:64])}.")
+        raise NotFound(f"There is no device type {key[:64]!a}.")
     return device_type
 
 
@@ -83,9 +83,7 @@ async def create_device_type(context: Context, request: Request, body: NewDevice
     return await answer_once(context, request, fingerprint_of(body), create)
 
 
-@router.get(
-    "/{key}", summary="Read a device type", responses=documented(DeviceTypeOut, 200, 304) | problems(404, 412)
-)
+@router.get("/{key}", summary="Read a device type", responses=documented(DeviceTypeOut, 200, 304) | problems(404, 412))
 async def read_device_type(context: Context, key: str, conditions: Conditions) -> Response:
     device_type = _find(context.catalogue.current, key)
     return answer_read(DeviceTypeOut.of(device_type), revision_etag(device_type.revision), conditions)

@@ -75,7 +75,7 @@ class ExportQuery(BaseModel):
 async def _load(context: AdminContext, identifier: str) -> DeviceState:
     device = await context.devices.load_device(identifier) if is_direct_identifier(identifier) else None
     if device is None:
-        raise NotFound(f"There is no device {ascii(identifier[:160])}.")
+        raise NotFound(f"There is no device {identifier[:160]!a}.")
     return device
 
 
@@ -118,7 +118,9 @@ def _identifier_in_path(identifier: str, in_body: str | None) -> str:
     return identifier
 
 
-@router.get("/devices", summary="List devices, in no useful order", responses=documented(Page[DeviceOut], 200) | problems())
+@router.get(
+    "/devices", summary="List devices, in no useful order", responses=documented(Page[DeviceOut], 200) | problems()
+)
 async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()]) -> Response:
     devices, next_cursor = await context.devices.page_devices(
         cursor=query.cursor, limit=query.limit, device_type=query.type
@@ -219,8 +221,8 @@ async def list_offers(context: Context, query: Annotated[OfferQuery, Query()]) -
 @streams.post(
     "/devices-import",
     summary="Register or replace devices, one JSON object a line",
-    description="Lines are as those of /devices-export: `identifier`, `type`, and optionally `versions`. A bad line does"
-    " not stop the others. Sending the same lines again changes nothing.",
+    description="Lines are as those of /devices-export: `identifier`, `type`, and optionally `versions`. A bad line"
+    " does not stop the others. Sending the same lines again changes nothing.",
     responses=documented(ImportOut, 200) | problems(415),
     openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )

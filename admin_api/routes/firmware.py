@@ -18,7 +18,6 @@ from admin_api.context import AdminContext, Context
 from admin_api.documents import (
     DeviceListOut,
     FirmwareDetail,
-    FirmwareFields,
     FirmwareOut,
     FirmwareSettings,
     firmware_settings,
@@ -359,9 +358,7 @@ async def put_device_list(context: Context, request: Request, firmware_id: str, 
     responses=documented(DeviceListOut, 200) | problems(404, 409, 410, 412, 415),
     openapi_extra=_LINES_BODY,
 )
-async def add_to_device_list(
-    context: Context, request: Request, firmware_id: str, conditions: Conditions
-) -> Response:
+async def add_to_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
     require_ndjson(request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     conditions.require(revision_etag(firmware.revision))

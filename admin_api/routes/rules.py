@@ -39,7 +39,7 @@ class RuleQuery(PageQuery):
 def _find(snapshot: Snapshot, rule_id: str) -> Rule:
     rule = snapshot.rules.get(rule_id)
     if rule is None:
-        raise NotFound(f"There is no rule {ascii(rule_id[:64])}.")
+        raise NotFound(f"There is no rule {rule_id[:64]!a}.")
     return rule
 
 

@@ -171,8 +171,7 @@ class IncomingFile:
         try:
             _fsync_folder(self._final.parent)
             _fsync_folder(self._path.parent)
-            if _digest_file(self._final, package.filename) != package:
-                raise OSError(errno.EIO, "it gave back other bytes than were written")
+            _require_equal(_digest_file(self._final, package.filename), package)
         except OSError:
             self._final.unlink(missing_ok=True)
             raise
@@ -196,9 +195,7 @@ class FileReader:
 
     async def read(self, offset: int, size_bytes: int) -> bytes:
         with _refused("can't read the package"):
-            self._under_way = asyncio.ensure_future(
-                self._run(lambda: os.pread(self._descriptor, size_bytes, offset))
-            )
+            self._under_way = asyncio.ensure_future(self._run(lambda: os.pread(self._descriptor, size_bytes, offset)))
             return await asyncio.shield(self._under_way)
 
     async def close(self) -> None:
@@ -215,6 +212,11 @@ def _digest_file(path: Path, filename: str) -> Package:
         while block := file.read(BLOCK_BYTES):
             digests.update(block)
     return digests.package(filename)
+
+
+def _require_equal(read: Package, written: Package) -> None:
+    if read != written:
+        raise OSError(errno.EIO, "it gave back other bytes than were written")
 
 
 def _fsync_folder(folder: Path) -> None:

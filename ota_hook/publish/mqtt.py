@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -38,7 +39,7 @@ class MqttPublisher:
         reconnect_min_s: float = 0.5,
         reconnect_max_s: float = 30.0,
     ) -> None:
-        self._address = _Address(url)
+        self._address = BrokerAddress(url)
         self._client_id = client_id
         self._ack_timeout_s = ack_timeout_s
         self._in_flight_max = in_flight_max
@@ -49,6 +50,7 @@ class MqttPublisher:
         self._lost: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
+        self._connected_at_s = math.inf
 
     @property
     def connected(self) -> bool:
@@ -106,17 +108,18 @@ class MqttPublisher:
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
-        pause_s = self._reconnect_min_s
+        failures = 0
         while True:
-            began = loop.time()
+            self._connected_at_s = math.inf
             try:
                 await self._connect_once()
             except (aiomqtt.MqttError, OSError) as exc:
-                if loop.time() - began > _SETTLED_S:
-                    pause_s = self._reconnect_min_s
-                _log.warning("broker_connection_lost", broker=str(self._address), reason=str(exc), retry_s=pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, self._reconnect_max_s)
+                failures = 1 if loop.time() - self._connected_at_s > _SETTLED_S else failures + 1
+                pause_s = min(self._reconnect_min_s * 2 ** min(failures - 1, 16), self._reconnect_max_s)
+                # One failure is a restart of either side; a row of them is a broker that is away.
+                log = _log.warning if failures > 1 else _log.info
+                log("broker_connection_lost", broker=str(self._address), reason=str(exc), retry_s=pause_s)
+                await asyncio.sleep(pause_s)
 
     async def _connect_once(self) -> None:
         """Connect, and stay until the connection is lost or given up (MqttError)."""
@@ -127,7 +130,7 @@ class MqttPublisher:
             username=address.username,
             password=address.password,
             identifier=self._client_id,
-            tls_context=ssl.create_default_context() if address.tls else None,
+            tls_context=address.tls_context(),
             max_inflight_messages=self._in_flight_max,
             max_queued_outgoing_messages=self._in_flight_max,
             max_queued_incoming_messages=1,
@@ -136,6 +139,7 @@ class MqttPublisher:
         async with client:
             lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._client, self._lost = client, lost
+            self._connected_at_s = asyncio.get_running_loop().time()
             self._connected.set()
             _log.info("broker_connected", broker=str(address))
             # Nothing is subscribed: the wait for a message ends with the connection.
@@ -152,8 +156,8 @@ class MqttPublisher:
         raise aiomqtt.MqttError("disconnected")
 
 
-class _Address:
-    """The parts of an MQTT URL. Its text leaves the credentials out."""
+class BrokerAddress:
+    """The parts of an MQTT URL; ConfigurationError for one that is none. Its text leaves the credentials out."""
 
     def __init__(self, url: str) -> None:
         mend = "Give mqtt://HOST[:PORT] or mqtts://HOST[:PORT], with USER:PASSWORD@ before HOST where needed."
@@ -170,6 +174,10 @@ class _Address:
         self.tls = parts.scheme == "mqtts"
         self.username = unquote(parts.username) if parts.username else None
         self.password = unquote(parts.password) if parts.password else None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The system's trust for `mqtts`, None for `mqtt`."""
+        return ssl.create_default_context() if self.tls else None
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}"

@@ -258,11 +258,13 @@ class _HookedBroker(Broker):
         )
 
     def _fan_out(self, message: pb.Message) -> int:
-        """Queue the message for each matching subscription; returns how many there are. Waits for nobody."""
-        qos = min(message.qos, 2)
+        """Queue the message for each matching subscription; returns how many there are. Waits for nobody.
+
+        An answer's qos may be above 2; what was granted never is, so neither is what is delivered.
+        """
         subscriptions = list(self._matching_subscriptions(message.topic))
         for session, granted in subscriptions:
-            self._enqueue(session, Delivery(message, qos=min(qos, granted), retain=False))
+            self._enqueue(session, Delivery(message, qos=min(message.qos, granted), retain=False))
         return len(subscriptions)
 
     def _matching_subscriptions(self, topic: str) -> Iterator[tuple[Session, int]]:

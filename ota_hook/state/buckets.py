@@ -19,9 +19,7 @@ _SPARSE: Final = 4
 """With fewer keys than a quarter of the buckets, asking which exist is cheaper than asking each bucket."""
 
 
-async def batches_of_buckets(
-    redis: Redis, keys: Keys, pattern: str, *, first: int = 0
-) -> AsyncGenerator[list[int]]:
+async def batches_of_buckets(redis: Redis, keys: Keys, pattern: str, *, first: int = 0) -> AsyncGenerator[list[int]]:
     """The numbers of the buckets from `first` on, ascending, in batches that grow to 256.
 
     A bucket that has no key matching `pattern` may be left out. Raises what redis-py raises.

@@ -1,18 +1,18 @@
 """The catalogue in Redis: implements ports.Catalogue and ports.SnapshotSource.
 
-Owns the documents, the revision that counts their changes, and this process's snapshot of them. Each change has a random
-token beside its revision: a Redis that came back with other data (an older copy, a lost second) is noticed even where the
-number is the same, and a change whose answer was lost can be found again. Must not know what a document means: Snapshot
-judges it.
+Owns the documents, the revision that counts their changes, and this process's snapshot of them. Each change has a
+random token beside its revision: a Redis that came back with other data (an older copy, a lost second) is noticed even
+where the number is the same, and a change whose answer was lost can be found again. Must not know what a document
+means: Snapshot judges it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final, Literal
 
 import structlog
 from redis.asyncio import Redis
@@ -22,23 +22,31 @@ from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, 
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.snapshot import RefusedDocument, Snapshot
 from ota_hook.state.catalogue_scripts import APPLY, LOAD, LOAD_ALL
-from ota_hook.state.connection import Argument, redis_errors
+from ota_hook.state.connection import Argument, Call, redis_errors, run_command
 from ota_hook.state.device_lists import DeviceLists
 from ota_hook.state.documents import Document, decode_document, encode_document
 from ota_hook.state.durability import DurableWriter
-from ota_hook.state.format import FORMAT
+from ota_hook.state.format import FORMAT, open_layout
 from ota_hook.state.keys import Keys, as_bytes, as_text
 
 POLL_MS: Final = 500
 """How long to wait for news before the revision is looked at all the same."""
-STALE_SECONDS: Final = 2.0
+STALE_SECONDS: Final = 5.0
 BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 CHANGE_ATTEMPTS: Final = 16
 STREAM_LENGTH: Final = 1_000
 """About so many changes are kept: who is further behind loads all."""
 
+WRITE_PAUSES_SECONDS: Final = (0.0, 0.3)
+"""Before each attempt to write one change; the second outlasts a restart of the embedded Redis."""
+
+_CANCEL_AGAIN_SECONDS: Final = 0.1
+_LAST_OF_REVISION: Final = 2**64 - 1
 _KINDS: Final = tuple(DocumentKind)
-_DocumentKey = tuple[DocumentKind, str]
+_Place = tuple[DocumentKind, str]
+"""Where a document is: its kind and key."""
+
+_Written = Literal["applied", "overtaken", "stale"]
 _log = structlog.get_logger("ota_hook.state.catalogue")
 
 
@@ -53,7 +61,7 @@ class RedisCatalogue:
         self._touched: tuple[Argument, ...] = (keys.meta, keys.changes, *map(keys.documents, _KINDS))
         self._current = Snapshot()
         self._token = b""
-        self._refused: dict[_DocumentKey, RefusedDocument] = {}
+        self._refused: dict[_Place, RefusedDocument] = {}
         self._recheck_refused = False
         self._compared_at: float | None = None
         self._lock = asyncio.Lock()
@@ -87,11 +95,11 @@ class RedisCatalogue:
 
     async def close(self) -> None:
         """End the task. The snapshot stays as it is."""
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # Python 3.11's wait_for, which redis-py sends through, can swallow a cancellation.
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_SECONDS)
+        self._task = None
 
     async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot:
         """See ports.Catalogue. `decide` must be pure: it runs once per attempt.
@@ -136,9 +144,12 @@ class RedisCatalogue:
             if (document.kind, document.key) in written:
                 raise InputError(f"The {document.kind.replace('_', ' ')} can't be used: {document.reason}.")
         token = str(ULID()).encode()
-        applied, unconfirmed = await self._write(_apply_call(self._keys, self._touched, base, snapshot, self._token, token, changes))
-        if not applied:
+        became, unconfirmed = await self._write(self._apply_call(snapshot, token, changes), token)
+        if became == "stale":
             return False
+        if became == "overtaken":
+            await self._refresh()
+            return True
         kept = {place: document for place, document in self._refused.items() if place not in written}
         self._note_refused([*kept.values(), *refused])
         self._recheck_refused = bool(kept)
@@ -147,8 +158,27 @@ class RedisCatalogue:
             raise DependencyError(unconfirmed, mend="Look at what is there before you try again.")
         return True
 
-    async def _write(self, call: Call, token: bytes) -> tuple[bool, str | None]:
-        """Whether the change was applied (False: somebody was faster), and why that is not confirmed.
+    def _apply_call(self, snapshot: Snapshot, token: bytes, changes: Sequence[CatalogueChange]) -> Call:
+        """What APPLY is given to get from the snapshot in force to `snapshot`."""
+        base = self._current
+        keep = [name for name in snapshot.device_lists if name not in base.device_lists]
+        drop = [name for name in base.device_lists if name not in snapshot.device_lists]
+        keys = (*self._touched, *map(self._keys.device_list, (*keep, *drop)))
+        arguments: list[Argument] = [
+            base.revision,
+            self._token,
+            token,
+            STREAM_LENGTH,
+            len(keep),
+            len(changes),
+            len(_KINDS),
+        ]
+        for change in changes:
+            arguments += (_KINDS.index(change.kind) + 1, as_bytes(change.key), encode_document(change))
+        return keys, arguments
+
+    async def _write(self, call: Call, token: bytes) -> tuple[_Written, str | None]:
+        """Run APPLY: what became of the change, and why that is not confirmed.
 
         A lost answer is asked for again: under the same token the script does nothing twice.
         """
@@ -157,17 +187,154 @@ class RedisCatalogue:
             await asyncio.sleep(pause)
             try:
                 ((state, _),), unconfirmed = await self._writer.write(APPLY, [call])
-                if state == b"list_gone":
-                    raise ConflictError("The new device list expired before it was put to use.", mend="Send it again.")
-                if state == b"applied":
-                    return True, unconfirmed
-                # Behind a lost answer, "stale" may mean that ours was written and then another.
-                if failure is not None and await self._was_written(token):
-                    return False, None
             except DependencyError as exc:
                 failure = exc
-            else:
-                return False, None
+                continue
+            if state == b"list_gone":
+                raise ConflictError("The new device list expired before it was put to use.", mend="Send it again.")
+            if state == b"applied":
+                return "applied", unconfirmed
+            # Behind a lost answer, ours may have been written and another after it.
+            overtaken = failure is not None and await self._was_written(token)
+            return ("overtaken" if overtaken else "stale"), None
         raise DependencyError(
-            "It is not known whether the change was written: Redis failed meanwhile.", mend="Look before you try again."
+            "It is not known whether the change was written: Redis failed meanwhile.",
+            mend="Look at what is there before you try again.",
         ) from failure
+
+    async def _was_written(self, token: bytes) -> bool:
+        with redis_errors("looking for a change"):
+            entries = await run_command(self._redis, "XREVRANGE", self._keys.changes, "+", "-", "COUNT", STREAM_LENGTH)
+        return any(entry[1].get(b"token") == token for entry in entries)
+
+    # ---- keeping up
+
+    async def _keep_fresh(self) -> None:
+        """Wait for news, or a while; compare; for ever. A failure makes the snapshot older, never wrong."""
+        failures = 0
+        while True:
+            try:
+                if not failures:
+                    await self._await_news()
+                async with self._lock:
+                    await self._refresh()
+                if failures:
+                    _log.info("catalogue_refreshed", revision=self._current.revision)
+                failures = 0
+            except Exception as exc:  # noqa: BLE001 - whatever it is, this process must go on comparing
+                if not failures:
+                    unforeseen = not isinstance(exc, OtaHookError)
+                    _log.warning("catalogue_not_refreshed", problem=str(exc), exc_info=unforeseen)
+                await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+                failures += 1
+
+    async def _await_news(self) -> None:
+        behind = f"{self._current.revision}-{_LAST_OF_REVISION}"
+        with redis_errors("waiting for news of the catalogue"):
+            await run_command(self._redis, "XREAD", "COUNT", 1, "BLOCK", POLL_MS, "STREAMS", self._keys.changes, behind)
+
+    async def _refresh(self) -> None:
+        """Bring the snapshot up to what Redis has. Holding the lock is the caller's business."""
+        with redis_errors("reading the catalogue"):
+            known = (self._current.revision, self._token, STREAM_LENGTH)
+            head, how, rows = await LOAD.run(self._redis, self._touched, known)
+            await self._check_layout(head)
+            stored = _by_place(rows)
+            if how == b"all":
+                head, hashes = await LOAD_ALL.run(self._redis, self._touched, ())
+                stored = self._everything(hashes)
+            elif how == b"some" or self._recheck_refused:
+                # One that was refused may be usable now, if only for what came beside it.
+                stored.update(await self._read_documents(self._refused))
+        self._compared_at = time.monotonic()
+        revision, token = int(head[2]), head[3]
+        if stored or (revision, token) != (self._current.revision, self._token):
+            await self._adopt(stored, revision, token)
+
+    async def _adopt(self, stored: Mapping[_Place, bytes | None], revision: int, token: bytes) -> None:
+        changes, broken = await asyncio.to_thread(self._decode, stored)
+        lists = await self._load_lists(changes)
+        self._current, refused = await asyncio.to_thread(
+            self._current.with_changes, changes, revision=revision, device_lists=lists
+        )
+        self._token = token
+        self._recheck_refused = False
+        self._note_refused([*broken, *refused])
+
+    def _decode(self, stored: Mapping[_Place, bytes | None]) -> tuple[list[CatalogueChange], list[RefusedDocument]]:
+        """The changes that these documents make to the snapshot, and those that can't be read."""
+        changes, broken = [], []
+        for (kind, key), raw in stored.items():
+            try:
+                document = decode_document(kind, key, raw) if raw is not None else None
+            except ValueError as exc:
+                broken.append(RefusedDocument(kind, key, str(exc)))
+                continue
+            if (kind, key) in self._refused or document != _documents(self._current, kind).get(key):
+                changes.append(CatalogueChange(kind, key, document))
+        return changes, broken
+
+    def _everything(self, hashes: Sequence[Sequence[bytes]]) -> dict[_Place, bytes | None]:
+        """Every document that Redis has, and None for each that only the snapshot has."""
+        stored: dict[_Place, bytes | None] = {
+            (kind, key): None for kind in _KINDS for key in _documents(self._current, kind)
+        }
+        for kind, flat in zip(_KINDS, hashes, strict=True):
+            stored |= {(kind, as_text(key)): raw for key, raw in zip(flat[::2], flat[1::2], strict=True)}
+        return stored
+
+    async def _read_documents(self, places: Iterable[_Place]) -> dict[_Place, bytes | None]:
+        wanted = list(places)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for kind, key in wanted:
+                pipe.execute_command("HGET", self._keys.documents(kind), as_bytes(key))
+            return dict(zip(wanted, await pipe.execute(), strict=True))
+
+    async def _load_lists(self, changes: Iterable[CatalogueChange]) -> dict[str, frozenset[str]]:
+        """The lists that these changes name and the snapshot does not have. One that is not there is left out."""
+        lists = {}
+        for change in changes:
+            name = _list_of(change.document)
+            if name and name not in self._current.device_lists:
+                members = await self._lists.load(name)
+                if members is not None:
+                    lists[name] = members
+        return lists
+
+    async def _check_layout(self, head: Sequence[bytes | None]) -> None:
+        """Redis may have come back as another one: empty (its layout is made again), or laid out otherwise."""
+        if head[0] == b"%d" % FORMAT and head[1] == b"%d" % self._keys.buckets:
+            return
+        if await open_layout(self._redis, prefix=self._keys.prefix, buckets=self._keys.buckets) != self._keys:
+            raise ConfigurationError(
+                "The data in Redis was replaced by data of another layout.", mend="Start this process again."
+            )
+
+    def _note_refused(self, refused: Iterable[RefusedDocument]) -> None:
+        noted = {(document.kind, document.key): document for document in refused}
+        for place, document in noted.items():
+            if self._refused.get(place) != document:
+                _log.error("document_refused", kind=document.kind, key=document.key, reason=document.reason)
+        self._refused = noted
+
+
+def _by_place(rows: Sequence[Any]) -> dict[_Place, bytes | None]:
+    """What LOAD lists: kind (1-based), key, document, …"""
+    return {
+        (_KINDS[kind - 1], as_text(key)): raw for kind, key, raw in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+    }
+
+
+def _documents(snapshot: Snapshot, kind: DocumentKind) -> Mapping[str, Document]:
+    match kind:
+        case DocumentKind.DEVICE_TYPE:
+            return snapshot.types
+        case DocumentKind.RULE:
+            return snapshot.rules
+        case DocumentKind.FIRMWARE:
+            return snapshot.firmware
+
+
+def _list_of(document: Document | None) -> str | None:
+    """The device list that a change to this document needs."""
+    return document.device_list if isinstance(document, Firmware) and document.deleted_at_ms is None else None

@@ -47,7 +47,7 @@ class RedisCommandIds:
             self._ahead = None
 
     async def _use_next_block(self) -> None:
-        """Continue with the block taken ahead; of many that wait for it, the first puts it to use, and all share a failure."""
+        """Continue with the block taken ahead. Of many who wait, the first puts it to use; all share a failure."""
         if self._ahead is None or _failed(self._ahead):
             self._ahead = asyncio.create_task(self._take_block())
         ahead = self._ahead

@@ -45,7 +45,9 @@ def connect_redis(
         )
     except ValueError as exc:
         raise ConfigurationError(
-            "The Redis URL can't be read.", mend="Write redis://HOST:PORT/0, rediss://… or unix:///PATH.", field="redis_url"
+            "The Redis URL can't be read.",
+            mend="Write redis://HOST:PORT/0, rediss://… or unix:///PATH.",
+            field="redis_url",
         ) from exc
     return Redis.from_pool(pool)
 
@@ -59,6 +61,11 @@ def redis_errors(doing: str) -> Iterator[None]:
         raise DependencyError(f"Redis failed while {doing}: {exc}.", mend="Try again.") from exc
 
 
+async def run_command(redis: Redis, *command: Argument) -> Any:  # noqa: ANN401 - as many shapes as Redis has commands
+    """One command, for those whose answer is wanted as it comes. Raises what redis-py raises."""
+    return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
 class Script:
     """A Lua script that runs by its digest; a Redis that does not know it yet is sent the text."""
 
@@ -66,12 +73,12 @@ class Script:
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, redis: Redis, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
+    async def run(self, redis: Redis, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401
         """One round trip. Raises what redis-py raises."""
         try:
-            return await redis.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
+            return await run_command(redis, "EVALSHA", self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
-            return await redis.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
+            return await run_command(redis, "EVAL", self.text, len(keys), *keys, *arguments)
 
 
 Call = tuple[Sequence[Argument], Sequence[Argument]]

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from ulid import ULID
 
 from ota_hook.errors import InputError
-from ota_hook.state.connection import redis_errors
+from ota_hook.state.connection import redis_errors, run_command
 from ota_hook.state.keys import Keys, as_bytes, as_text
 
 LIST_MAX: Final = 1_000_000
@@ -76,8 +76,8 @@ class DeviceLists:
         cursor = 0
         while True:
             with redis_errors("reading a device list"):
-                answer = await self._redis.execute_command(
-                    "SSCAN", self._keys.device_list(name), cursor, "COUNT", _READ_BATCH
+                answer = await run_command(
+                    self._redis, "SSCAN", self._keys.device_list(name), cursor, "COUNT", _READ_BATCH
                 )
             cursor, members = int(answer[0]), answer[1]
             for member in members:

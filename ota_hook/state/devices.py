@@ -375,9 +375,7 @@ class RedisDevices:
         counts = Counter((as_text(firmware_id), Outcome.CANCELLED) for firmware_id in firmware_ids)
         await count_outcomes(self._redis, self._keys, counts)
 
-    def _keepers_of(
-        self, kept_by_type: Mapping[str, frozenset[str]], expected_type: str | None
-    ) -> Mapping[str, bytes]:
+    def _keepers_of(self, kept_by_type: Mapping[str, frozenset[str]], expected_type: str | None) -> Mapping[str, bytes]:
         """Per attribute, the types that keep it as the script reads them; an attribute that none keeps is missing."""
         if expected_type is not None:
             return dict.fromkeys(kept_by_type.get(expected_type, ()), _EVERY_TYPE)
@@ -403,9 +401,10 @@ def _write_cursor(bucket: int, identifier: bytes) -> str:
 
 def _read_cursor(cursor: str) -> tuple[int, bytes]:
     try:
-        bucket, identifier = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).split(b"/", 1)
-        if not bucket.isdigit() or len(bucket) > _CURSOR_DIGITS:
-            raise ValueError(cursor)
-        return int(bucket), identifier
-    except (ValueError, binascii.Error) as exc:
-        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor") from exc
+        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        decoded = b""
+    bucket, slash, identifier = decoded.partition(b"/")
+    if not slash or not bucket.isdigit() or len(bucket) > _CURSOR_DIGITS:
+        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor")
+    return int(bucket), identifier

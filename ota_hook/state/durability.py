@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ota_hook.errors import DependencyError
-from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_pipelined
+from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_command, run_pipelined
 
 DEFAULT_WAIT_MS: Final = 2_000
 """Longer than the second that `appendfsync everysec` may take, shorter than a command's time limit."""
@@ -32,7 +32,7 @@ class DurableWriter:
         self._reaches_disk: bool | None = None
 
     async def write(self, script: Script, calls: Sequence[Call]) -> tuple[list[Any], str | None]:
-        """Run `script` once per (keys, arguments), pipelined: the results, and why they are unconfirmed (None: they are confirmed).
+        """Run `script` once per (keys, arguments), pipelined: the results, and why they are not confirmed, or None.
 
         The script must be safe to run twice. Raises DependencyError where Redis fails: then it is not known whether
         it ran.
@@ -63,14 +63,15 @@ class DurableWriter:
                 elif isinstance(answer, Exception) or answer[0] < 1:
                     return f"It was written, but Redis did not say within {self._wait_ms} ms that its disk has it."
             elif isinstance(answer, Exception) or answer < self._replicas:
-                return f"It was written, but not {self._replicas} replicas said within {self._wait_ms} ms that they have it."
+                said = f"did not say within {self._wait_ms} ms that they have it."
+                return f"It was written, but {self._replicas} replica(s) {said}"
         return None
 
 
 async def _can_wait_for_disk(redis: Redis) -> bool:
     """Whether WAITAOF works here and is not bound to time out (`appendfsync no` never tells)."""
     try:
-        await redis.execute_command("WAITAOF", 1, 0, 1)
+        await run_command(redis, "WAITAOF", 1, 0, 1)
     except ResponseError:  # unknown before 7.2; refused without an append-only file
         return False
     try:
@@ -86,7 +87,9 @@ async def list_risks(redis: Redis) -> list[str]:
         memory = await redis.info("memory")
     risks = []
     if not persistence.get("aof_enabled"):
-        risks.append("Redis keeps no append-only file: what it acknowledged since its last snapshot is lost when it ends.")
+        risks.append(
+            "Redis keeps no append-only file: what it acknowledged since its last snapshot is lost when it ends."
+        )
     policy = memory.get("maxmemory_policy", "noeviction")
     if memory.get("maxmemory") and policy != "noeviction":
         risks.append(f"Redis evicts keys when its memory is full ({policy}): set maxmemory-policy to noeviction.")
@@ -97,7 +100,11 @@ async def list_risks(redis: Redis) -> list[str]:
         risks.append("Redis does not let its configuration be read: when it writes to disk could not be checked.")
         return risks
     if persistence.get("aof_enabled") and fsync == "no":
-        risks.append("Redis leaves writing to disk to the operating system (appendfsync no): a power cut loses seconds.")
+        risks.append(
+            "Redis leaves writing to disk to the operating system (appendfsync no): a power cut loses seconds."
+        )
     elif persistence.get("aof_enabled") and fsync == "everysec" and not waits:
-        risks.append("Redis before 7.2 with appendfsync everysec: a power cut may lose the last second of acknowledged writes.")
+        risks.append(
+            "Redis before 7.2 with appendfsync everysec: a power cut may lose the last second of acknowledged writes."
+        )
     return risks

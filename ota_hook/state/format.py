@@ -26,7 +26,7 @@ return redis.call('HMGET', KEYS[1], 'format', 'buckets')
 
 
 async def open_layout(redis: Redis, *, prefix: str = DEFAULT_PREFIX, buckets: int = DEFAULT_BUCKETS) -> Keys:
-    """The deployment's keys. The first process to come makes the meta key; later ones read it, and `buckets` is ignored.
+    """The deployment's keys. The first process to come makes the meta key; for later ones `buckets` says nothing.
 
     Raises ConfigurationError for a newer format, a Redis before 6.2, a refused password or an unusable prefix;
     DependencyError where Redis does not answer.

@@ -12,7 +12,7 @@ from typing import Final
 from redis.asyncio import Redis
 from ulid import ULID
 
-from ota_hook.state.connection import Script, redis_errors
+from ota_hook.state.connection import Script, redis_errors, run_command
 from ota_hook.state.keys import Keys
 
 DEFAULT_TTL_MS: Final = 5_000
@@ -50,7 +50,7 @@ class Heartbeat:
     async def remove(self) -> None:
         """Be gone at once (an orderly end)."""
         with redis_errors("reporting the end"):
-            await self._redis.execute_command("ZREM", self._key, self._member)
+            await run_command(self._redis, "ZREM", self._key, self._member)
 
     async def count_live(self) -> int:
         """How many processes are alive. Who asks need not `beat`."""

@@ -80,7 +80,9 @@ class RedisIdempotency:
             case b"begun":
                 return Begun(stored_as, owner, body_digest)
             case b"other":
-                raise InputError("This Idempotency-Key was used with another body.", mend="Use a new key.", field=_FIELD)
+                raise InputError(
+                    "This Idempotency-Key was used with another body.", mend="Use a new key.", field=_FIELD
+                )
             case b"running":
                 raise ConflictError(
                     "A request with this Idempotency-Key is still running.", mend="Ask again in a moment.", field=_FIELD

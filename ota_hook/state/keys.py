@@ -2,8 +2,8 @@
 
 Pure: no I/O. What is stored under a key is the business of the module that uses it.
 
-Catalogue-wide keys share the hash tag `{c}`, a device's keys share the tag of its bucket, and a firmware's counters have
-a tag of their own: every script touches one slot of a Redis Cluster.
+Catalogue-wide keys share the hash tag `{c}`, a device's keys the tag of its bucket, and a firmware's counters have one
+of their own: every script touches one slot of a Redis Cluster.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Script, redis_errors, run_pipelined
+from ota_hook.state.connection import Script, redis_errors, run_command, run_pipelined
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
 
@@ -126,9 +126,7 @@ class RedisOffers:
             self._keys.long_devices(bucket),
         )
         with redis_errors("recording an offer"):
-            happened, superseded = await _RECORD.run(
-                self._redis, touched, (as_bytes(identifier), pack_offer(offer))
-            )
+            happened, superseded = await _RECORD.run(self._redis, touched, (as_bytes(identifier), pack_offer(offer)))
         counts: Counter[tuple[str, Outcome]] = Counter()
         if happened == b"opened":
             counts[offer.firmware_id, Outcome.OFFERED] += 1
@@ -142,7 +140,14 @@ class RedisOffers:
         """See ports.OfferStore. The history keeps the offer as stored, with every command id."""
         bucket = self._keys.bucket_of(identifier)
         touched = (self._keys.offers(bucket), self._keys.history(bucket, identifier))
-        arguments = (as_bytes(identifier), offer.module, offer.firmware_id, outcome.value, settled_at_ms, as_bytes(code))
+        arguments = (
+            as_bytes(identifier),
+            offer.module,
+            offer.firmware_id,
+            outcome.value,
+            settled_at_ms,
+            as_bytes(code),
+        )
         with redis_errors("settling an offer"):
             settled = bool(await _SETTLE.run(self._redis, touched, arguments))
         if settled:
@@ -192,7 +197,7 @@ class RedisOffers:
         """See ports.OfferStore."""
         key = self._keys.history(self._keys.bucket_of(identifier), identifier)
         with redis_errors("reading a device's history"):
-            entries: Sequence[bytes] = await self._redis.execute_command("LRANGE", key, 0, HISTORY_LENGTH - 1)
+            entries: Sequence[bytes] = await run_command(self._redis, "LRANGE", key, 0, HISTORY_LENGTH - 1)
         return [unpack_settled(entry) for entry in entries]
 
     async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:

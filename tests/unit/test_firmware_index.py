@@ -76,6 +76,14 @@ def test_source_versions_are_compared_as_trimmed_text() -> None:
     assert reasons_of(index, "d1", "1.0.0") == {"A": ("source_version_differs",)}
 
 
+def test_of_two_deltas_from_one_version_the_higher_wins() -> None:
+    low, high = FirmwareEntry("A", "2.0", source_versions=("1.0",)), FirmwareEntry("B", "2.1", source_versions=("1.0",))
+    assert index_of(low, high).resolve("d1", "1.0") == index_of(high, low).resolve("d1", "1.0") == "B"
+    listed = frozenset({"d1"})
+    low, high = low._replace(devices=listed), high._replace(devices=listed)
+    assert index_of(low, high).resolve("d1", "1.0") == index_of(high, low).resolve("d1", "1.0") == "B"
+
+
 def test_a_list_and_source_versions_must_both_hold() -> None:
     index = index_of(FirmwareEntry("A", "2.0", devices=frozenset({"d1"}), source_versions=("1.0",)))
     assert index.resolve("d1", "1.0") == "A"

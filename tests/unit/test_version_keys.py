@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import semver
@@ -13,10 +15,11 @@ from packaging.version import Version
 from ota_hook._matcher import version_key
 from ota_hook.model import VERSION_MAX_BYTES, VersionScheme
 from tests import oracle
-from tests.unit.version_pairs import AUTO, DEBIAN_DIFFERS, PEP440_DIFFERS, SEMVER, SEMVER_INVALID
+from tests.unit.version_pairs import AUTO, DEBIAN_DIFFERS, PEP440_DIFFERS, SEMVER, SEMVER_INVALID, read_chains
 
 Chain = list[tuple[str, str]]
 DPKG = shutil.which("dpkg")
+VERSIONS_PAGE = Path(__file__).parents[2] / "docs" / "versions.md"
 MEMO_ENTRIES = 65_536
 
 
@@ -57,6 +60,23 @@ def test_auto_orders_versions_as_vendors_mean_them(chain: Chain) -> None:
     for one, relation, another in pairs_of(chain):
         assert relation_by_key(one, another) == relation, (one, another)
         assert relation_of(oracle.compare("auto", one, another)) == relation, (one, another)
+
+
+def test_every_chain_on_the_page_about_versions_holds() -> None:
+    blocks = re.findall(r"^```order (\w+)\n(.*?)^```", VERSIONS_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    checked = 0
+    for scheme, lines in blocks:
+        for one, relation, another in itertools.chain.from_iterable(map(pairs_of, read_chains(lines))):
+            assert relation_by_key(one, another, scheme) == relation, (one, another)
+            checked += 1
+    assert {scheme for scheme, _ in blocks} == {"auto", "semver"}
+    assert checked >= 50
+
+
+def test_every_deliberate_difference_is_on_the_page_about_versions() -> None:
+    page = VERSIONS_PAGE.read_text()
+    for one, here, other, another in (*PEP440_DIFFERS, *DEBIAN_DIFFERS):
+        assert f"| `{one} {here} {another}` | `{one} {other} {another}` |" in page
 
 
 @pytest.mark.parametrize("chain", SEMVER, ids=named)

@@ -167,6 +167,9 @@ R01.02.03 < R01.02.10
 1.0.0-beta < 1.0.0-beta.0 < 1.0.0-beta.1 < 1.0.0-beta.x
 1.0.0-rc1.dev1 < 1.0.0-rc1.snapshot < 1.0.0-rc1 < 1.0.0-rc1.1 < 1.0.0-rc1.alpha < 1.0.0-rc1.fix
 1.0.0 < 1.0.0-customer < 1.0.0-factory < 1.0.0-patch1 < 1.0.0-patch2 < 1.0.0-patch10 < 1.0.0.1
+1.0.hotfix.0.2 < 1.hotfix.2 = 1.0.0.hotfix.2 = 1-0-hotfix2 < 1.0.1
+v.rc1 < v1.rc1 < 1
+ver-x1 < ver-y1 < version-x1
 release-1.2 < release-1.3-rc1 < release-1.3
 1.0-Final < 1.0-ga < 1.0-sp1 < 1.0.1
 1.0 < 1.0-m1 < 1.0-m2
@@ -204,13 +207,57 @@ SEMVER: Final = read_chains(
 
 SEMVER_INVALID: Final = (
     # the list beside the regular expression of semver.org
-    "1 1.2 1.2.3-0123 1.2.3-0123.0123 1.1.2+.123 +invalid -invalid -invalid+invalid -invalid.01 alpha alpha.beta "
-    "alpha.beta.1 alpha.1 alpha+beta alpha_beta alpha. alpha.. beta 1.0.0-alpha_beta -alpha. 1.0.0-alpha.. "
-    "1.0.0-alpha..1 1.0.0-alpha...1 01.1.1 1.01.1 1.1.01 1.2.3.DEV 1.2-SNAPSHOT 1.2.31.2.3----RC-SNAPSHOT.12.09.1--..12+788 "
-    "1.2-RC-SNAPSHOT -1.0.3-gamma+b7718 +justmeta 9.8.7+meta+meta 9.8.7-whatever+meta+meta "
+    "1",
+    "1.2",
+    "1.2.3-0123",
+    "1.2.3-0123.0123",
+    "1.1.2+.123",
+    "+invalid",
+    "-invalid",
+    "-invalid+invalid",
+    "-invalid.01",
+    "alpha",
+    "alpha.beta",
+    "alpha.beta.1",
+    "alpha.1",
+    "alpha+beta",
+    "alpha_beta",
+    "alpha.",
+    "alpha..",
+    "beta",
+    "1.0.0-alpha_beta",
+    "-alpha.",
+    "1.0.0-alpha..",
+    "1.0.0-alpha..1",
+    "1.0.0-alpha...1",
+    "01.1.1",
+    "1.01.1",
+    "1.1.01",
+    "1.2.3.DEV",
+    "1.2-SNAPSHOT",
+    "1.2.31.2.3----RC-SNAPSHOT.12.09.1--..12+788",
+    "1.2-RC-SNAPSHOT",
+    "-1.0.3-gamma+b7718",
+    "+justmeta",
+    "9.8.7+meta+meta",
+    "9.8.7-whatever+meta+meta",
     # and others
-    "v1.0.0 V1.0.0 1.0.0- 1.0.0+ 1.0.0-+1 1.0.0-a+ 1.0.0.0 1..0 .1.0.0 1.0.0. 1,0,0 1.0.0-é 1.0.0+é １.0.0 1.0.0-٣"
-).split()  # noqa: SIM905
+    "v1.0.0",
+    "V1.0.0",
+    "1.0.0-",
+    "1.0.0+",
+    "1.0.0-+1",
+    "1.0.0-a+",
+    "1.0.0.0",
+    "1..0",
+    ".1.0.0",
+    "1.0.0.",
+    "1,0,0",
+    "1.0.0-é",
+    "1.0.0+é",
+    "１.0.0",
+    "1.0.0-٣",
+)
 
 PEP440_DIFFERS: Final = (
     # one, sign here, sign of PEP 440, another

@@ -1,0 +1,175 @@
+"""What every command on the catalogue shares: where the service is, the token, how it prints and how it ends.
+
+Owns the options `--api`, `--config`, `--data-dir` and `--json`. It must not know any resource of the API.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Concatenate, Final, NoReturn, ParamSpec
+
+import typer
+
+from ota_hook.errors import ConfigurationError, InputError
+from ota_hook.settings import Listen, Settings, load_settings
+
+if TYPE_CHECKING:  # httpx and rich take longer to import than most commands run; `--help` needs neither
+    from ota_hook.api_client import ApiClient
+    from ota_hook.terminal import Terminal
+
+P = ParamSpec("P")
+
+TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a name
+CHUNK_BYTES: Final = 64 * 1024
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+_ANY_HOSTS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a service is reached from here
+
+_CONNECTION_OPTIONS: Final[dict[str, tuple[Any, object]]] = {
+    "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")], False),
+    "api": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--api", metavar="URL", help="The admin API [http:// + OTA_HOOK_ADMIN_LISTEN].", show_default=False
+            ),
+        ],
+        None,
+    ),
+    "data_dir": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--data-dir",
+                help="Where the service keeps its token, if OTA_HOOK_ADMIN_TOKEN is unset [./ota-hook-data].",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "config": (
+        Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.", show_default=False)],
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One command at work: the API that it asks and the terminal that it answers on."""
+
+    api: ApiClient
+    terminal: Terminal
+
+    def fail(self) -> NoReturn:
+        """End with status 1; what went wrong has been said."""
+        raise typer.Exit(EXIT_FAILED)
+
+
+def catalogue_command(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """Give a command its session, and its command line the options of one.
+
+    Ctrl-C ends it with status 130, a reader that went away (`| head`) with 141, both without a traceback.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _CONNECTION_OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:  # noqa: ANN401 - as typer read them by the signature below
+        connection = {name: arguments.pop(name) for name in _CONNECTION_OPTIONS}
+        with _quiet_ends(), _open_session(**connection) as session:
+            command(session, **arguments)
+
+    # typer reads both; without the first it would see the session as an argument of the command line.
+    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return run
+
+
+@contextmanager
+def _quiet_ends() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_BROKEN_PIPE) from None
+
+
+@contextmanager
+def _open_session(*, api: str | None, config: Path | None, data_dir: Path | None, as_json: bool) -> Iterator[Session]:
+    settings = load_settings(flags={"data_dir": data_dir}, environ=os.environ, config=config)
+    url = api or f"http://{_reachable(settings.admin_listen)}"
+    token, source = _find_token(settings)
+
+    from ota_hook.api_client import ApiClient  # noqa: PLC0415 - see above
+    from ota_hook.terminal import Terminal  # noqa: PLC0415
+
+    with ApiClient(url, token, token_source=source) as client:
+        yield Session(client, Terminal(as_json=as_json))
+
+
+def _reachable(listen: Listen) -> Listen:
+    """Where a service that listens there is reached from the same machine."""
+    if listen.port == 0:
+        raise ConfigurationError("The admin API listens on a port that the system chose.", mend="Give it with --api.")
+    return Listen(_ANY_HOSTS.get(listen.host, listen.host), listen.port)
+
+
+def _find_token(settings: Settings) -> tuple[str, str]:
+    """The admin token and where it comes from. ConfigurationError where there is none."""
+    if settings.admin_token is not None:
+        token, source = settings.admin_token.get_secret_value(), "OTA_HOOK_ADMIN_TOKEN"
+    else:
+        path = settings.data_dir / TOKEN_FILE
+        token, source = _read_token(path), str(path)
+    if not token or not all("!" <= c <= "~" for c in token):
+        raise ConfigurationError(f"What {source} holds is no admin token.")
+    return token, source
+
+
+def _read_token(path: Path) -> str:
+    mend = "Run this where the service keeps its data (--data-dir), or set OTA_HOOK_ADMIN_TOKEN."
+    try:
+        return path.read_text("ascii").strip()
+    except FileNotFoundError as exc:
+        raise ConfigurationError(
+            f"There is no admin token: OTA_HOOK_ADMIN_TOKEN is unset and there is no file {path}.", mend=mend
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise ConfigurationError(f"The admin token in {path} can't be read: {reason}.", mend=mend) from exc
+
+
+def open_input(path: Path) -> tuple[Iterator[bytes], int | None]:
+    """The chunks of a file, or of standard input for `-`, and how many bytes there are where that is known.
+
+    The file is opened at once (InputError where it can't be) and closed when its last chunk was read.
+    """
+    if str(path) == "-":
+        return iter(functools.partial(sys.stdin.buffer.read1, CHUNK_BYTES), b""), None
+    try:
+        stream = path.open("rb")
+        size_bytes = path.stat().st_size if path.is_file() else None
+    except OSError as exc:
+        raise InputError(f"The file {path} can't be read: {exc.strerror}.") from exc
+    return _chunks(stream), size_bytes
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,27 @@
+"""Fixtures of the tests on a real Redis and of the admin API's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.admin_service import Admin, admin_role, redis_server
+from tests.integration.redis_fixtures import content, keys, redis, redis_url
+
+__all__ = ["content", "keys", "redis", "redis_url"]
+
+
+@pytest.fixture(scope="session")
+def admin_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis that the admin API's tests share, each under a prefix of its own."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+async def admin(admin_redis: str, tmp_path: Path) -> AsyncIterator[Admin]:
+    """An admin role with an empty catalogue, no HTTPS base, and uploads of at most 4 MiB."""
+    async with admin_role(admin_redis, tmp_path) as role:
+        yield role

@@ -1,0 +1,375 @@
+"""Devices on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from ota_hook.errors import DependencyError, InputError
+from ota_hook.model import DeviceState, OpenOffer, ReportedVersion
+from ota_hook.state.connection import connect_redis
+from ota_hook.state.devices import RedisDevices
+from ota_hook.state.format import open_layout
+from ota_hook.state.keys import Keys
+from ota_hook.state.offers import RedisOffers
+
+KEPT = {"tracker": frozenset({"version", "mcu_version"}), "gateway": frozenset({"version"})}
+LONG = "1.0.0-" + "x" * 100
+Content = Callable[[], Awaitable[dict[bytes, object]]]
+
+
+@pytest.fixture
+def devices(redis: Redis, keys: Keys) -> RedisDevices:
+    return RedisDevices(redis, keys)
+
+
+async def report(
+    devices: RedisDevices, identifier: str, *, at: int, type_: str | None = None, register: bool = False, **versions: str
+) -> DeviceState | None:
+    return await devices.store_report(
+        identifier, versions, reported_at_ms=at, kept_by_type=KEPT, expected_type=type_, register=register
+    )
+
+
+def text_of(state: DeviceState | None, attribute: str = "version") -> str:
+    assert state is not None
+    return state.versions[attribute].text
+
+
+async def test_an_unknown_device_is_none(devices: RedisDevices) -> None:
+    assert await devices.load_device("nobody") is None
+
+
+async def test_a_report_of_an_unknown_device_writes_nothing(devices: RedisDevices, content: Content) -> None:
+    before = await content()
+    assert await report(devices, "stranger", at=1, version="1.0") is None
+    assert await report(devices, "stranger", at=1, type_="tracker", version="1.0") is None
+    assert await content() == before
+
+
+async def test_a_report_is_answered_with_the_state_after_it(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
+    state = await report(devices, "d", at=1_750_234_507_181, version="1.0")
+    assert state == DeviceState(
+        identifier="d", device_type="tracker", versions={"version": ReportedVersion("1.0", 1_750_234_507_181)}
+    )
+    assert await devices.load_device("d") == state
+
+
+async def test_an_older_report_does_not_overwrite_a_newer_one(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=2_000, version="2.0")
+    assert text_of(await report(devices, "d", at=1_999, version="1.0")) == "2.0"
+    assert text_of(await devices.load_device("d")) == "2.0"
+
+
+async def test_of_two_reports_of_the_same_time_the_later_call_wins(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=2_000, version="2.0")
+    assert text_of(await report(devices, "d", at=2_000, version="1.0")) == "1.0"
+
+
+async def test_each_attribute_has_its_own_time(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=3_000, version="2.0")
+    state = await report(devices, "d", at=2_000, version="1.0", mcu_version="7")
+    assert (text_of(state), text_of(state, "mcu_version")) == ("2.0", "7")
+
+
+async def test_a_report_that_changes_nothing_writes_nothing(devices: RedisDevices, content: Content) -> None:
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=1_000, version="1.0")
+    before = await content()
+    assert text_of(await report(devices, "d", at=61_000, version="1.0")) == "1.0"
+    assert await content() == before
+
+
+async def test_an_unchanged_report_refreshes_a_time_that_is_far_behind(redis: Redis, keys: Keys) -> None:
+    devices = RedisDevices(redis, keys, refresh_ms=60_000)
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=1_000, version="1.0")
+    await report(devices, "d", at=100_000, version="1.0")
+    assert text_of(await report(devices, "d", at=50_000, version="0.9")) == "1.0"
+
+
+async def test_only_what_the_type_keeps_is_stored(devices: RedisDevices) -> None:
+    await devices.put_device("d", "gateway", None)
+    state = await report(devices, "d", at=1, version="1.0", mcu_version="2.0", temperature="28.5")
+    assert state is not None
+    assert set(state.versions) == {"version"}
+    named = await report(devices, "d", at=2, type_="gateway", mcu_version="2.0")
+    assert named is not None
+    assert set(named.versions) == {"version"}
+
+
+async def test_a_device_of_another_type_than_the_topic_names_is_left_alone(
+    devices: RedisDevices, content: Content
+) -> None:
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    before = await content()
+    assert await report(devices, "d", at=9, type_="gateway", version="2.0") is None
+    assert await content() == before
+
+
+async def test_a_first_report_registers_where_told_so(devices: RedisDevices) -> None:
+    state = await report(devices, "new", at=5, type_="tracker", register=True, version="1.0")
+    assert state == DeviceState(identifier="new", device_type="tracker", versions={"version": ReportedVersion("1.0", 5)})
+    assert await devices.load_device("new") == state
+
+
+async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices, content: Content) -> None:
+    before = await content()
+    assert await report(devices, "new", at=5, type_="unheard_of", register=True, version="1.0") is None
+    assert await report(devices, "new", at=5, register=True, version="1.0") is None
+    assert await content() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1", "1.0.0", LONG, "版本1", "\U0001f680 1", "a\x00b1", "'1\"", "1" * 63, "1" * 64, "1" * 65, " 1 ", "\ud800 1", "+", ""],
+)
+@pytest.mark.parametrize("identifier", ["d", "设备-1", "i" * 64, "i" * 65, "é" * 64])
+async def test_texts_of_any_kind_and_length_come_back_exactly(
+    devices: RedisDevices, identifier: str, text: str
+) -> None:
+    await devices.put_device(identifier, "tracker", None)
+    assert text_of(await report(devices, identifier, at=1, version=text)) == text
+    assert text_of(await devices.load_device(identifier)) == text
+    assert [text_of(state) for state in [state async for state in devices.scan_devices()]] == [text]
+
+
+async def test_a_state_that_grows_and_shrinks_moves_between_the_hashes(
+    redis: Redis, keys: Keys, devices: RedisDevices
+) -> None:
+    bucket = keys.bucket_of("d")
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    assert await redis.hlen(keys.long_devices(bucket)) == 0
+    await report(devices, "d", at=1, version=LONG)
+    assert await redis.hget(keys.devices(bucket), "d") == b""
+    await report(devices, "d", at=2, version="1.1")
+    assert await redis.hlen(keys.long_devices(bucket)) == 0
+    assert text_of(await devices.load_device("d")) == "1.1"
+
+
+async def test_long_states_and_identifiers_leave_the_bucket_compact(
+    redis: Redis, keys: Keys, devices: RedisDevices
+) -> None:
+    names = [f"device-{number}" for number in range(100)] + [f"{number:0>100}" for number in range(20)]
+    await devices.import_devices([(name, "tracker", {"version": LONG if "7" in name else "1.0"}) for name in names])
+    for bucket in range(keys.buckets):
+        if await redis.exists(keys.devices(bucket)):
+            assert await redis.object("encoding", keys.devices(bucket)) in {b"ziplist", b"listpack"}
+    assert {state.identifier async for state in devices.scan_devices()} == set(names)
+
+
+async def test_putting_a_device_says_whether_it_is_new(devices: RedisDevices) -> None:
+    assert await devices.put_device("d", "tracker", {"version": "1.0"}) is True
+    assert await devices.put_device("d", "tracker", {"version": "2.0"}) is False
+    assert text_of(await devices.load_device("d")) == "2.0"
+
+
+async def test_putting_without_versions_keeps_them(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
+    await report(devices, "d", at=7, version="1.0")
+    await devices.put_device("d", "gateway", None)
+    state = await devices.load_device("d")
+    assert state == DeviceState(identifier="d", device_type="gateway", versions={"version": ReportedVersion("1.0", 7)})
+
+
+async def test_any_report_is_newer_than_what_an_operator_set(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    assert text_of(await report(devices, "d", at=1, version="0.9")) == "0.9"
+
+
+async def test_creating_a_device_that_exists_changes_nothing(devices: RedisDevices, content: Content) -> None:
+    assert await devices.create_device("d", "tracker", {"version": "1.0"}) is True
+    before = await content()
+    assert await devices.create_device("d", "gateway", {"version": "2.0"}) is False
+    assert await content() == before
+
+
+async def test_a_patch_touches_only_what_it_names(devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", {"version": "1.0", "mcu_version": "2", "gps": "3"})
+    state = await devices.patch_device("d", None, {"mcu_version": None, "gps": "4", "wifi": "5", "absent": None})
+    assert state is not None
+    assert {name: version.text for name, version in state.versions.items()} == {"version": "1.0", "gps": "4", "wifi": "5"}
+    assert await devices.load_device("d") == state
+    retyped = await devices.patch_device("d", "gateway", {})
+    assert retyped is not None
+    assert (retyped.device_type, retyped.versions) == ("gateway", state.versions)
+
+
+async def test_patching_an_unknown_device_is_none_and_writes_nothing(devices: RedisDevices, content: Content) -> None:
+    before = await content()
+    assert await devices.patch_device("nobody", "tracker", {"version": "1"}) is None
+    assert await content() == before
+
+
+async def test_unknown_identifiers_are_counted(devices: RedisDevices) -> None:
+    names = [f"d{number}" for number in range(1_200)]
+    await devices.import_devices([(name, "tracker", {"version": LONG}) for name in names[:700]])
+    assert await devices.count_unknown(names) == 500
+    assert await devices.count_unknown([]) == 0
+
+
+async def test_an_import_counts_and_may_be_repeated(devices: RedisDevices) -> None:
+    batch = [(f"d{number}", "tracker", {"version": "1.0"}) for number in range(1_201)]
+    assert await devices.import_devices(batch[:1_000]) == (1_000, 0)
+    assert await devices.import_devices(batch) == (201, 1_000)
+    assert await devices.import_devices([]) == (0, 0)
+    assert len([state async for state in devices.scan_devices()]) == 1_201
+
+
+async def test_a_deleted_device_leaves_nothing(
+    redis: Redis, keys: Keys, devices: RedisDevices, content: Content
+) -> None:
+    before = await content()
+    offers = RedisOffers(redis, keys)
+    await devices.put_device("d", "tracker", {"version": LONG})
+    for firmware in ("one", "two"):
+        await offers.record_offer("d", offer_of(firmware))
+    assert await devices.delete_device("d") is True
+    assert await devices.delete_device("d") is False
+    assert await devices.load_device("d") is None
+    left = set(await content()) - set(before)
+    assert left == {keys.counters("one").encode(), keys.counters("two").encode()}
+    assert await offers.load_counters(["two"]) == {"two": {"offered": 1, "cancelled": 1}}
+
+
+async def test_a_device_that_gets_another_type_loses_its_open_offers(
+    redis: Redis, keys: Keys, devices: RedisDevices
+) -> None:
+    offers = RedisOffers(redis, keys)
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    await offers.record_offer("d", offer_of("one"))
+    await devices.put_device("d", "tracker", None)
+    state = await devices.load_device("d")
+    assert state is not None
+    assert len(state.open_offers) == 1
+    await devices.put_device("d", "gateway", None)
+    state = await devices.load_device("d")
+    assert state is not None
+    assert state.open_offers == ()
+    assert [settled.outcome for settled in await offers.load_history("d")] == ["cancelled"]
+
+
+async def test_pages_hold_every_device_once_whatever_their_size(devices: RedisDevices) -> None:
+    names = {f"device-{number}" for number in range(137)} | {"n" * 100}
+    await devices.import_devices([(name, "tracker", {"version": "1.0"}) for name in names])
+    for limit in (1, 10, 138, 500):
+        seen, cursor, pages = list[str](), None, 0
+        while True:
+            page, cursor = await devices.page_devices(cursor=cursor, limit=limit)
+            assert len(page) == limit or cursor is None
+            seen += [state.identifier for state in page]
+            pages += 1
+            if cursor is None:
+                break
+        assert len(seen) == len(names)
+        assert set(seen) == names
+        assert pages == -(-len(names) // limit)
+
+
+async def test_a_page_is_not_shifted_by_devices_that_come(devices: RedisDevices) -> None:
+    await devices.import_devices([(f"b{number}", "tracker", None) for number in range(60)])
+    page, cursor = await devices.page_devices(cursor=None, limit=30)
+    await devices.import_devices([(f"a{number}", "tracker", None) for number in range(60)])
+    rest, end = await devices.page_devices(cursor=cursor, limit=500)
+    assert end is None
+    seen = [state.identifier for state in (*page, *rest) if state.identifier.startswith("b")]
+    assert sorted(seen) == sorted(f"b{number}" for number in range(60))
+
+
+async def test_pages_and_scans_of_one_type_hold_no_other(devices: RedisDevices) -> None:
+    await devices.import_devices([(f"t{number}", "tracker", {"version": "tracker"}) for number in range(40)])
+    await devices.import_devices([(f"g{number}", "gateway", {"version": "gateway"}) for number in range(3)])
+    await devices.put_device("many", "gateway", {f"attribute{number}": "1" for number in range(9)})
+    page, cursor = await devices.page_devices(cursor=None, limit=4, device_type="gateway")
+    assert {state.identifier for state in page} == {"g0", "g1", "g2", "many"}
+    assert cursor is None
+    assert {state.identifier async for state in devices.scan_devices(device_type="gateway")} == {"g0", "g1", "g2", "many"}
+    assert await devices.page_devices(cursor=None, limit=4, device_type="none") == ([], None)
+
+
+@pytest.mark.parametrize("cursor", ["x", "!!!", "MTIz", "LTEvYQ", "OTk5OTk5OTk5OTk5OTk5L2E", "é"])
+async def test_a_cursor_that_is_none_of_ours_is_refused(devices: RedisDevices, cursor: str) -> None:
+    with pytest.raises(InputError, match="cursor"):
+        await devices.page_devices(cursor=cursor, limit=5)
+
+
+async def test_with_many_buckets_and_few_devices_a_scan_finds_them_all(redis: Redis, keys: Keys) -> None:
+    many = await open_layout(redis, prefix=f"{keys.prefix}:many", buckets=65_536)
+    devices = RedisDevices(redis, many)
+    names = {f"d{number}" for number in range(50)} | {"n" * 90}
+    await devices.import_devices([(name, "tracker", None) for name in names])
+    assert {state.identifier async for state in devices.scan_devices()} == names
+    first, cursor = await devices.page_devices(cursor=None, limit=30)
+    rest, _ = await devices.page_devices(cursor=cursor, limit=30)
+    assert {state.identifier for state in (*first, *rest)} == names
+
+
+async def test_reports_at_once_keep_the_newest(redis_url: str, keys: Keys) -> None:
+    clients = [connect_redis(redis_url) for _ in range(4)]
+    stores = [RedisDevices(client, keys) for client in clients]
+    await stores[0].put_device("d", "tracker", None)
+    times = [(number * 37) % 200 for number in range(200)]
+    await asyncio.gather(*(report(stores[at % 4], "d", at=at + 1, version=f"v{at}") for at in times))
+    assert text_of(await stores[0].load_device("d")) == "v199"
+    for client in clients:
+        await client.aclose()
+
+
+async def test_a_changed_catalogue_changes_what_is_kept(devices: RedisDevices) -> None:
+    await devices.put_device("d", "gateway", None)
+    assert (await report(devices, "d", at=1, mcu_version="1")) == DeviceState(identifier="d", device_type="gateway")
+    wider = {"tracker": frozenset({"version"}), "gateway": frozenset({"version", "mcu_version"})}
+    state = await devices.store_report("d", {"mcu_version": "1"}, reported_at_ms=2, kept_by_type=wider)
+    assert text_of(state, "mcu_version") == "1"
+
+
+async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys) -> None:
+    client = connect_redis("unix:///nonexistent/redis.sock")
+    devices = RedisDevices(client, keys)
+    with pytest.raises(DependencyError):
+        await devices.load_device("d")
+    with pytest.raises(DependencyError):
+        await report(devices, "d", at=1, version="1")
+    with pytest.raises(DependencyError):
+        await devices.put_device("d", "tracker", None)
+    with pytest.raises(DependencyError):
+        await devices.page_devices(cursor=None, limit=1)
+    await client.aclose()
+
+
+async def test_memory_per_device_is_at_most_100_bytes(redis: Redis, keys: Keys) -> None:
+    # As many devices per bucket as a million have in 65,536 buckets; 5 % of them with a long version.
+    layout = await open_layout(redis, prefix=f"{keys.prefix}m", buckets=1_311)
+    devices = RedisDevices(redis, layout)
+    batch = [
+        (f"DU_{number:0>13}", "smart_meter", {"version": LONG[:70] if number % 20 == 0 else "1.12.103"})
+        for number in range(20_000)
+    ]
+    try:
+        before = (await redis.info("memory"))["used_memory"]
+        await devices.import_devices(batch)
+        used = (await redis.info("memory"))["used_memory"] - before
+        print(f"{used / len(batch):.1f} bytes per device")
+        assert used / len(batch) <= 100
+    finally:
+        async for key in redis.scan_iter(match=f"{layout.prefix}:*", count=5_000):
+            await redis.unlink(key)
+
+
+def offer_of(firmware_id: str) -> OpenOffer:
+    return OpenOffer(
+        module="main",
+        firmware_id=firmware_id,
+        version_attribute="version",
+        version="2.0",
+        from_version="1.0",
+        command_ids=(1,),
+        offered_at_ms=1,
+    )
