@@ -85,6 +85,9 @@ class ApiClient:
     def close(self) -> None:
         self._http.close()
 
+    path = staticmethod(api_path)
+    """For who has a client in hand and need not import this module, which brings httpx, to spell a path."""
+
     # ---- documents
 
     def get(self, path: str, **query: object) -> Document:
@@ -211,7 +214,7 @@ class ApiClient:
         except (*_CUTS, httpx.DecodingError) as exc:
             raise DependencyError(
                 f"The connection to {self.base_url} broke: {str(exc).rstrip('.') or 'it was cut'}.",
-                mend="Whether the service did what was asked is not known; asking again does no harm.",
+                mend="Whether the service did what was asked is not known: look before you ask again.",
             ) from exc
         except httpx.HTTPError as exc:
             raise DependencyError(f"The service at {self.base_url} can't be asked: {exc}.") from exc

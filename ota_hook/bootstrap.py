@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -106,14 +108,37 @@ async def run_service(
         state = await stack.enter_async_context(_open_state(settings))
         running = Running(public_url=settings.effective_public_url)
         if Role.HOOK in roles:
-            hook_address = await stack.enter_async_context(_run_hook(settings, state))
+            publisher = _make_publisher(settings)
+            hook_address = await stack.enter_async_context(_run_hook(settings, state, publisher))
             running = replace(running, hook_address=hook_address)
             if standin is not None:
                 mqtt_url = await stack.enter_async_context(_run_standin(standin, hook_address))
                 running = replace(running, mqtt_url=mqtt_url)
+            if publisher is not None:
+                await publisher.start()
+                stack.push_async_callback(publisher.stop)
         if sockets is not None:
             running = await stack.enter_async_context(_run_admin(settings, state, sockets, running))
         yield running
+
+
+@asynccontextmanager
+async def stop_signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set. A second signal ends the process at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def ask(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask, number)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def _prepare_data_dir(data_dir: Path) -> None:
@@ -164,17 +189,16 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
 # ---- the hook
 
 
+def _make_publisher(settings: Settings) -> MqttPublisher | None:
+    return None if settings.mqtt_url is None else MqttPublisher(settings.mqtt_url.get_secret_value())
+
+
 @asynccontextmanager
-async def _run_hook(settings: Settings, state: _State) -> AsyncIterator[str]:
+async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher | None) -> AsyncIterator[str]:
     """Serve ExHook; yields the address that the broker connects to."""
     async with AsyncExitStack() as stack:
         command_ids = RedisCommandIds(state.redis, state.keys)
         stack.push_async_callback(command_ids.close)
-        publisher = None
-        if settings.mqtt_url is not None:
-            publisher = MqttPublisher(settings.mqtt_url.get_secret_value())
-            await publisher.start()
-            stack.push_async_callback(publisher.stop)
         provider = HookProvider(
             HookOptions(
                 dialect=settings.dialect,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,32 +40,45 @@ _SENTENCES: Final = {
     "same_version": "The device runs an equal version ({current}) already.",
     "not_newer": "It is older than the device's version {current}, and does not allow downgrade.",
     "outranked": "It could be offered, but another firmware is better.",
+    "no_rule": "No enabled rule makes any event of the device type a check of this module.",
     "unusable": "It can't be matched as it is stored; the log says why.",
 }
 
 
 def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> CheckReport:
     """What a check of `module` by this device would be answered now. Changes nothing."""
+    living = snapshot.living_firmware(device.device_type, module)
     rule = _rule_for(snapshot, device.device_type, module)
-    stored = device.versions.get(rule.version_attribute) if rule else None
+    if rule is None:
+        reports = tuple(_report(firmware, _refused(firmware, "no_rule"), None) for firmware in living)
+        return CheckReport(rule=None, current_version=None, offer=None, reason="no_rule", firmware=reports)
+    stored = device.versions.get(rule.version_attribute)
     current = stored.text if stored else None
-    index = snapshot.index(device.device_type, module)
-    explained = {e.firmware_id: e for e in index.explain(device.identifier, current)} if index else {}
-    living = {firmware.id: firmware for firmware in snapshot.living_firmware(device.device_type, module)}
-    reports = [_report(living[id_], explained[id_], current) for id_ in explained if id_ in living]
-    missing = [firmware for id_, firmware in living.items() if id_ not in explained]
-    reports += [
-        _report(firmware, Explanation(firmware.id, chosen=False, reasons=("unusable",)), current)
-        for firmware in missing
-    ]
-    chosen = next((report.firmware for report in reports if report.chosen), None) if rule else None
+    reports = _explain(snapshot, device, module, current, living)
+    chosen = next((report.firmware for report in reports if report.chosen), None)
     return CheckReport(
         rule=rule,
         current_version=current,
         offer=chosen,
-        reason=None if chosen else _reason(rule, current, reports),
-        firmware=tuple(reports),
+        reason=None if chosen else _reason(current, reports),
+        firmware=reports,
     )
+
+
+def _explain(
+    snapshot: Snapshot, device: DeviceState, module: str, current: str | None, living: Sequence[Firmware]
+) -> tuple[FirmwareReport, ...]:
+    """Best version first; at the end what is stored but could not be used."""
+    by_id = {firmware.id: firmware for firmware in living}
+    index = snapshot.index(device.device_type, module)
+    explained = index.explain(device.identifier, current) if index else []
+    reports = [_report(by_id.pop(e.firmware_id), e, current) for e in explained if e.firmware_id in by_id]
+    reports += [_report(firmware, _refused(firmware, "unusable"), current) for firmware in by_id.values()]
+    return tuple(reports)
+
+
+def _refused(firmware: Firmware, reason: str) -> Explanation:
+    return Explanation(firmware.id, chosen=False, reasons=(reason,))
 
 
 def _rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
@@ -81,9 +95,7 @@ def _report(firmware: Firmware, explanation: Explanation, current: str | None) -
     return FirmwareReport(firmware, explanation.chosen, explanation.reasons, tuple(sentences))
 
 
-def _reason(rule: Rule | None, current: str | None, reports: list[FirmwareReport]) -> str:
-    if rule is None:
-        return "no_rule"
+def _reason(current: str | None, reports: Sequence[FirmwareReport]) -> str:
     if not reports:
         return "no_firmware"
     return "no_version" if current is None else "none_newer"

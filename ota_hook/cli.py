@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
-import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import orjson
 import typer
-import uvloop
-from rich.console import Console
 
-from ota_hook.bootstrap import Role, Running, StandinOptions, run_service
+from ota_hook.cli_simulation import demo, fleet
 from ota_hook.errors import ConfigurationError, OtaHookError
 from ota_hook.log import configure_logging
 from ota_hook.settings import Listen, Settings, load_settings, parse_listen
+
+if TYPE_CHECKING:  # the roles' imports take longer than most commands run
+    from ota_hook.bootstrap import Running
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -36,9 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-# The terminal is for people, standard output for what a command answers.
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.", show_default=False)]
 HookListenOption = Annotated[
@@ -82,10 +76,10 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except ConfigurationError as exc:
-        _err.print(f"ota-hook: {exc}", markup=False)
+        _tell(f"ota-hook: {exc}")
         return EXIT_CONFIGURATION
     except OtaHookError as exc:
-        _err.print(f"ota-hook: {exc}", markup=False)
+        _tell(f"ota-hook: {exc}")
         return EXIT_FAILED
     except typer.Abort:
         return EXIT_FAILED
@@ -99,37 +93,35 @@ def run(arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _run(work: Coroutine[Any, Any, int]) -> None:
-    status = uvloop.run(work)
-    if status:
-        raise typer.Exit(status)
+def _serve(
+    settings: Settings,
+    *roles: str,
+    standin_listen: Listen | None = None,
+    standin_package: Literal["v2", "v3"] = "v2",
+) -> None:
+    """Run the roles until a signal comes."""
+    import uvloop  # noqa: PLC0415 - see above
+
+    from ota_hook.bootstrap import Role, StandinOptions, run_service, stop_signals  # noqa: PLC0415
+
+    standin = StandinOptions(listen=standin_listen, package=standin_package) if standin_listen is not None else None
+
+    async def serve_until_stopped() -> None:
+        async with (
+            stop_signals() as stop,
+            run_service(settings, frozenset(map(Role, roles)), standin=standin) as running,
+        ):
+            _announce(settings, running)
+            await stop.wait()
+            _tell("ota-hook: stopping")
+
+    uvloop.run(serve_until_stopped())
 
 
-@asynccontextmanager
-async def _stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set. A second signal ends the process at once."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def ask(number: signal.Signals) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask, number)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-async def _serve(settings: Settings, roles: frozenset[Role], standin: StandinOptions | None = None) -> int:
-    async with _stop_signals() as stop, run_service(settings, roles, standin=standin) as running:
-        _announce(settings, running)
-        await stop.wait()
-        _err.print("ota-hook: stopping")
-    return 0
+def _tell(line: str) -> None:
+    """The terminal is for people; standard output is for what a command answers."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _announce(settings: Settings, running: Running) -> None:
@@ -149,7 +141,7 @@ def _announce(settings: Settings, running: Running) -> None:
             f"  token   {running.token}   (made now and shown once; kept in {settings.data_dir / 'admin-token'})"
         )
     for line in lines:
-        _err.print(line, markup=False)
+        _tell(line)
 
 
 @app.command()
@@ -182,8 +174,13 @@ def serve(
         identity=identity,
         log_level=log_level,
     )
-    options = StandinOptions(listen=_listen(standin_listen), package=standin_package) if standin else None
-    _run(_serve(settings, frozenset(Role), options))
+    _serve(
+        settings,
+        "hook",
+        "admin",
+        standin_listen=_listen(standin_listen) if standin else None,
+        standin_package=standin_package,
+    )
 
 
 @app.command()
@@ -209,7 +206,7 @@ def hook(
         identity=identity,
         log_level=log_level,
     )
-    _run(_serve(settings, frozenset({Role.HOOK})))
+    _serve(settings, "hook")
 
 
 @app.command()
@@ -231,7 +228,11 @@ def admin(
         public_url=public_url,
         log_level=log_level,
     )
-    _run(_serve(settings, frozenset({Role.ADMIN})))
+    _serve(settings, "admin")
+
+
+app.command()(demo)
+app.command()(fleet)
 
 
 @app.command()

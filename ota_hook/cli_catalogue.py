@@ -1,22 +1,23 @@
-"""`ota-hook types`, `devices` and `rules`: what an operator types, as calls of the admin API, and its answers in words."""
+"""`ota-hook types`, `devices` and `rules`: the operator's words as calls of the admin API, its answers in words."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import typer
 
-from ota_hook.cli_session import Session, catalogue_command, open_input
-from ota_hook.errors import ConflictError, InputError, NotFound
+from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, open_input, put_or_change
+from ota_hook.errors import InputError
+from ota_hook.terminal import Column, count_text, local_time, size_text
 
 Document = dict[str, Any]
 
-ROWS_SHOWN: Final = 1000
 _NONE: Final = "none"
+_ULID_CHARS: Final = 26
 
 types = typer.Typer(help="Device types: product lines with their versions and settings.", no_args_is_help=True)
 devices = typer.Typer(help="Devices: register, look at, import, export.", no_args_is_help=True)
@@ -31,17 +32,450 @@ TypeFilter = Annotated[
 LimitOption = Annotated[
     int | None,
     typer.Option(
-        "--limit", min=0, help=f"At most so many; 0 is all [{ROWS_SHOWN}; with --json all].", show_default=False
+        "--limit", min=0, help=f"At most so many; 0 is all [{ROWS_SHOWN}; all with --json].", show_default=False
     ),
 ]
 
 
-def show_list(
+def yes_no(value: object) -> str:
+    return "yes" if value else "no"
+
+
+# ---- types
+
+_TYPE_COLUMNS: Final = (
+    Column("key"),
+    Column("name"),
+    Column("scheme"),
+    Column("version attributes"),
+    Column("extras"),
+    Column("auto-register"),
+    Column("created"),
+)
+
+
+@types.command("list")
+@catalogue_command
+def list_types(session: Session, *, limit: LimitOption = None) -> None:
+    """List the device types.
+
+    \b
+    Example: ota-hook types list
+    """
+    session.show_list(session.api.each(session.api.path("device-types")), _TYPE_COLUMNS, _type_row, limit=limit)
+
+
+def _type_row(entry: Document) -> tuple[str, ...]:
+    return (
+        entry["key"],
+        entry["name"],
+        entry["version_scheme"],
+        ", ".join(entry["version_attributes"]),
+        ", ".join(entry["command_extras"]) or "–",
+        yes_no(entry["auto_register"]),
+        local_time(entry["created_at"]),
+    )
+
+
+@types.command("show")
+@catalogue_command
+def show_type(session: Session, *, key: KeyArgument) -> None:
+    """Show one device type.
+
+    \b
+    Example: ota-hook types show tracker
+    """
+    document = session.api.get(session.api.path("device-types", key))
+    session.show(document, [*zip((column.title for column in _TYPE_COLUMNS), _type_row(document), strict=True)])
+
+
+@types.command("put")
+@catalogue_command
+def put_type(
     session: Session,
-    entries: Iterable[Document],
-    columns: tuple[tuple[str, int | None, bool], ...],
-    row: Any,  # noqa: ANN401
     *,
-    limit: int | None,
+    key: KeyArgument,
+    name: Annotated[str | None, typer.Option(help="What people call it [the key].", show_default=False)] = None,
+    scheme: Annotated[
+        Literal["auto", "semver"] | None, typer.Option(help="How its versions are ordered [auto].", show_default=False)
+    ] = None,
+    version_attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="A reported property that holds a version; repeat it [version].", show_default=False),
+    ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What upgrade commands say beside md5: sha256, crc32; repeat it; none takes them away.",
+            show_default=False,
+        ),
+    ] = None,
+    auto_register: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-register/--no-auto-register",
+            help="Register a device at its first report, where its topic names the type [no].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    raise NotImplementedError
+    """Create a device type, or change what is given of one that exists and leave the rest of it.
+
+    A new type comes with its default rule: the event otaCheck asks for the module main by the attribute version.
+
+    \b
+    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute version --extra sha256
+    """
+    given: Document = {
+        "name": name,
+        "version_scheme": scheme,
+        "version_attributes": version_attribute or None,
+        "command_extras": ([] if extra == [_NONE] else extra) if extra else None,
+        "auto_register": auto_register,
+    }
+    fields = {field: value for field, value in given.items() if value is not None}
+    document, created = put_or_change(session.api, session.api.path("device-types", key), fields, fields)
+    session.answer(document, f"The device type {key!r} is {'created' if created else 'as you say'}.")
+
+
+@types.command("delete")
+@catalogue_command
+def delete_type(session: Session, *, key: KeyArgument) -> None:
+    """Delete a device type and its rules. One that devices or firmware refer to is refused.
+
+    \b
+    Example: ota-hook types delete tracker
+    """
+    session.api.delete(session.api.path("device-types", key))
+    session.answer({"deleted": key}, f"The device type {key!r} is deleted.")
+
+
+# ---- devices
+
+_DEVICE_COLUMNS: Final = (Column("identifier"), Column("type"), Column("versions"), Column("last report"))
+
+
+@devices.command("list")
+@catalogue_command
+def list_devices(session: Session, *, device_type: TypeFilter = None, limit: LimitOption = None) -> None:
+    """List devices with the versions that they reported. For many, `devices export` is quicker.
+
+    \b
+    Example: ota-hook devices list --type tracker --limit 20
+    """
+    entries = session.api.each(session.api.path("devices"), type=device_type)
+    session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
+
+
+def _device_row(entry: Document) -> tuple[str, ...]:
+    reported = max(filter(None, entry["versions_reported_at"].values()), default=None)
+    return entry["identifier"], entry["type"], _versions_text(entry["versions"]), local_time(reported)
+
+
+def _versions_text(versions: dict[str, str]) -> str:
+    return ", ".join(f"{attribute}={text}" for attribute, text in versions.items()) or "–"
+
+
+@devices.command("show")
+@catalogue_command
+def show_device(session: Session, *, identifier: DeviceArgument) -> None:
+    """Show one device: its versions, its open offers and what became of the last ones.
+
+    \b
+    Example: ota-hook devices show DU_7VFGiJjjv8QoS
+    """
+    document = session.api.get(session.api.path("devices", identifier))
+    offers = list(session.api.each(session.api.path("offers"), device=identifier))
+    if session.terminal.as_json:
+        session.terminal.write_json({**document, "offers": offers})
+        return
+    reported_at = document["versions_reported_at"]
+    facts = [("identifier", document["identifier"]), ("type", document["type"])]
+    for attribute, text in document["versions"].items():
+        at = reported_at[attribute]
+        facts.append((attribute, f"{text}   ({f'reported {local_time(at)}' if at else 'set by an operator'})"))
+    session.terminal.facts(facts)
+    if not document["versions"]:
+        session.terminal.say("It has not reported a version.")
+    if offers:
+        session.terminal.say("")
+        session.terminal.table(_OFFER_COLUMNS, map(_offer_row, offers))
+
+
+_OFFER_COLUMNS: Final = (
+    Column("offered"),
+    Column("module"),
+    Column("from"),
+    Column("to"),
+    Column("outcome"),
+    Column("settled"),
+    Column("firmware", _ULID_CHARS),
+)
+
+
+def _offer_row(entry: Document) -> tuple[str, ...]:
+    return (
+        local_time(entry["offered_at"]),
+        entry["module"],
+        entry["from_version"],
+        entry["version"],
+        entry["outcome"] + (f" ({entry['code']})" if entry["code"] else ""),
+        local_time(entry["settled_at"]),
+        entry["firmware_id"],
+    )
+
+
+@devices.command("put")
+@catalogue_command
+def put_device(
+    session: Session,
+    *,
+    identifier: DeviceArgument,
+    device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
+    version: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ATTR=TEXT",
+            help="Set a version that it did not report; ATTR= forgets one. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Register a device, or change its type and the given versions. What it reported otherwise stays.
+
+    \b
+    Example: ota-hook devices put DU_7VFGiJjjv8QoS --type tracker
+    """
+    versions = dict(_read_version(text) for text in version or ())
+    known = {attribute: text for attribute, text in versions.items() if text is not None}
+    document, created = put_or_change(
+        session.api,
+        session.api.path("devices", identifier),
+        {"type": device_type, "versions": known},
+        {"type": device_type, "versions": versions},
+    )
+    session.answer(document, f"The device {identifier!r} is {'registered' if created else 'as you say'}.")
+
+
+def _read_version(text: str) -> tuple[str, str | None]:
+    attribute, separator, version = text.partition("=")
+    if not separator or not attribute:
+        raise InputError(f"--version {text!r} names no attribute.", mend="Give ATTR=TEXT, as in version=1.0.0.")
+    return attribute, version or None
+
+
+@devices.command("delete")
+@catalogue_command
+def delete_device(session: Session, *, identifier: DeviceArgument) -> None:
+    """Forget a device, its offers and its history.
+
+    \b
+    Example: ota-hook devices delete DU_7VFGiJjjv8QoS
+    """
+    session.api.delete(session.api.path("devices", identifier))
+    session.answer({"deleted": identifier}, f"The device {identifier!r} is deleted.")
+
+
+@devices.command("import")
+@catalogue_command
+def import_devices(
+    session: Session,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="NDJSON; - is standard input.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line and write nothing.")] = False,
+) -> None:
+    """Register or replace many devices: one JSON object a line, with `identifier`, `type` and perhaps `versions`.
+
+    A bad line is told and does not stop the others; the status is then 1. The same lines again change nothing, so
+    that a file with some mended lines can be sent as a whole.
+
+    \b
+    Example: ota-hook devices import fleet.ndjson --dry-run
+    Example: echo '{"identifier": "d1", "type": "tracker"}' | ota-hook devices import -
+    """
+    chunks, size_bytes = open_input(file)
+    with session.terminal.progress(f"sending {file}", size_bytes) as progress:
+        done = session.api.send_lines(
+            "POST", session.api.path("devices-import"), _counted(chunks, progress), dry_run=dry_run or None
+        )
+    for error in done["errors"]:
+        session.terminal.note(f"line {error['line']}: {error['detail']}")
+    if done["failed"] > len(done["errors"]):
+        session.terminal.note(f"… and {done['failed'] - len(done['errors']):,} more")
+    would = "would be " if done["dry_run"] else ""
+    session.answer(
+        done, f"{done['created']:,} {would}created, {done['replaced']:,} {would}replaced, {done['failed']:,} refused."
+    )
+    if done["failed"]:
+        session.fail()
+
+
+def _counted(chunks: Iterator[bytes], progress: Any) -> Iterator[bytes]:  # noqa: ANN401
+    sent_bytes = 0
+    for chunk in chunks:
+        yield chunk
+        sent_bytes += len(chunk)
+        progress(sent_bytes)
+
+
+@devices.command("export")
+@catalogue_command
+def export_devices(
+    session: Session,
+    *,
+    file: Annotated[
+        Path, typer.Argument(metavar="[FILE]", help="Where to; - is standard output.", show_default=False)
+    ] = Path("-"),
+    device_type: TypeFilter = None,
+) -> None:
+    """Write every device as a line of JSON, as `devices import` reads them. A file appears when all of it is there.
+
+    \b
+    Example: ota-hook devices export fleet.ndjson --type tracker
+    """
+    to_stdout = str(file) == "-"
+    if to_stdout and session.terminal.as_json:
+        raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
+    count = written_bytes = 0
+    with (
+        session.api.receive_lines(session.api.path("devices-export"), type=device_type) as chunks,
+        session.terminal.progress(f"receiving {file}", None, shown=not to_stdout) as progress,
+        session.terminal.raw_output() if to_stdout else _whole_file(file) as output,
+    ):
+        for chunk in chunks:
+            output.write(chunk)
+            count += chunk.count(b"\n")
+            written_bytes += len(chunk)
+            progress(written_bytes)
+    if not to_stdout:
+        summary = {"file": str(file), "devices": count, "bytes": written_bytes}
+        session.answer(summary, f"{count_text(count, 'device')} in {file} ({size_text(written_bytes)}).")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when the context ends well; else there is nothing, or what was there before."""
+    try:
+        if path.exists() and not path.is_file():  # a device, a pipe: there is nothing to replace
+            with path.open("wb") as output:
+                yield output
+            return
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with draft.open("xb") as output:
+                yield output
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as exc:
+        raise InputError(f"The file {path} can't be written: {exc.strerror}.") from exc
+
+
+# ---- rules
+
+_RULE_COLUMNS: Final = (
+    Column("id", _ULID_CHARS),
+    Column("name"),
+    Column("type"),
+    Column("event"),
+    Column("version attribute"),
+    Column("module"),
+    Column("enabled"),
+    Column("created"),
+)
+
+
+@rules.command("list")
+@catalogue_command
+def list_rules(session: Session, *, device_type: TypeFilter = None, limit: LimitOption = None) -> None:
+    """List the rules: each makes an event of a device type a check of one version attribute for one module.
+
+    \b
+    Example: ota-hook rules list --type tracker
+    """
+    entries = session.api.each(session.api.path("rules"), device_type=device_type)
+    session.show_list(entries, _RULE_COLUMNS, _rule_row, limit=limit)
+
+
+def _rule_row(entry: Document) -> tuple[str, ...]:
+    return (
+        entry["id"],
+        entry["name"],
+        entry["device_type"],
+        entry["event"],
+        entry["version_attribute"],
+        entry["module"],
+        yes_no(entry["enabled"]),
+        local_time(entry["created_at"]),
+    )
+
+
+@rules.command("add")
+@catalogue_command
+def add_rule(
+    session: Session,
+    *,
+    device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
+    event: Annotated[str, typer.Option(help="The event's name, as devices send it.")] = "otaCheck",
+    version_attribute: Annotated[str, typer.Option(help="The reported property that holds the version.")] = "version",
+    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
+    name: Annotated[str | None, typer.Option(help="What people call it [the event].", show_default=False)] = None,
+    disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but don't answer by it yet.")] = False,
+) -> None:
+    """Add a rule; one that says the same is no error. A version attribute that is new to the type joins it.
+
+    \b
+    Example: ota-hook rules add --type tracker --event gpsCheck --version-attribute gps_version --module gps
+    """
+    fields: Document = {
+        "device_type": device_type,
+        "event": event,
+        "version_attribute": version_attribute,
+        "module": module,
+        "enabled": not disabled,
+    }
+    if name is not None:
+        fields["name"] = name
+    document, created = session.api.post(session.api.path("rules"), fields)
+    if document["notice"]:
+        session.terminal.note(document["notice"])
+    session.answer(document, f"The rule {document['id']} {'is added' if created else 'is there already'}.")
+
+
+@rules.command("delete")
+@catalogue_command
+def delete_rule(session: Session, *, rule_id: RuleArgument) -> None:
+    """Delete a rule: its event gets no answer any more.
+
+    \b
+    Example: ota-hook rules delete 01JZ0000000000000000000000
+    """
+    session.api.delete(session.api.path("rules", rule_id))
+    session.answer({"deleted": rule_id}, f"The rule {rule_id} is deleted.")
+
+
+@rules.command("enable")
+@catalogue_command
+def enable_rule(session: Session, *, rule_id: RuleArgument) -> None:
+    """Answer by a rule again, within a second on every hook.
+
+    \b
+    Example: ota-hook rules enable 01JZ0000000000000000000000
+    """
+    _switch_rule(session, rule_id, enabled=True)
+
+
+@rules.command("disable")
+@catalogue_command
+def disable_rule(session: Session, *, rule_id: RuleArgument) -> None:
+    """Stop answering by a rule, within a second on every hook, and keep it.
+
+    \b
+    Example: ota-hook rules disable 01JZ0000000000000000000000
+    """
+    _switch_rule(session, rule_id, enabled=False)
+
+
+def _switch_rule(session: Session, rule_id: str, *, enabled: bool) -> None:
+    document = session.api.patch(session.api.path("rules", rule_id), {"enabled": enabled})
+    session.answer(document, f"The rule {rule_id} ({document['name']}) is {'enabled' if enabled else 'disabled'}.")

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Concatenate, Final, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Concatenate, Final, NoReturn, cast
 
 import typer
 
-from ota_hook.errors import ConfigurationError, InputError
+from ota_hook.errors import ConfigurationError, InputError, NotFound
 from ota_hook.settings import Listen, Settings, load_settings
+from ota_hook.terminal import Column, Terminal
 
-if TYPE_CHECKING:  # httpx and rich take longer to import than most commands run; `--help` needs neither
+if TYPE_CHECKING:  # httpx takes longer to import than most commands run, and the roles' commands never need it
     from ota_hook.api_client import ApiClient
-    from ota_hook.terminal import Terminal
 
-P = ParamSpec("P")
+Document = dict[str, Any]
 
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a name
+ROWS_SHOWN: Final = 1000
+"""Rows of a table that people get without asking for more."""
 CHUNK_BYTES: Final = 64 * 1024
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -69,12 +73,52 @@ class Session:
     api: ApiClient
     terminal: Terminal
 
+    def answer(self, document: Document, text: str) -> None:
+        """What was done, in a line."""
+        if self.terminal.as_json:
+            self.terminal.write_json(document)
+        else:
+            self.terminal.say(text)
+
+    def show(self, document: Document, facts: Iterable[tuple[str, str]]) -> None:
+        """One document, for people as names and values."""
+        if self.terminal.as_json:
+            self.terminal.write_json(document)
+        else:
+            self.terminal.facts(facts)
+
+    def show_list(
+        self,
+        entries: Iterator[Document],
+        columns: Sequence[Column],
+        row: Callable[[Document], Sequence[str]],
+        *,
+        limit: int | None,
+    ) -> None:
+        """Entries as they come, `limit` at most (0: all; None: as many as people read, or all as JSON)."""
+        most = limit if limit is not None else (0 if self.terminal.as_json else ROWS_SHOWN)
+        shown = itertools.islice(entries, most) if most else entries
+        if self.terminal.as_json:
+            self.terminal.write_json_list(shown)
+        else:
+            self.terminal.table(columns, map(row, shown))
+        if most and next(entries, None) is not None:
+            self.terminal.note(f"Only the first {most} are shown; --limit 0 shows all.")
+
     def fail(self) -> NoReturn:
         """End with status 1; what went wrong has been said."""
         raise typer.Exit(EXIT_FAILED)
 
 
-def catalogue_command(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+def put_or_change(api: ApiClient, path: str, new: Document, changes: Document) -> tuple[Document, bool]:
+    """Create `new`, or change only what is given of what is there; returns it and whether it was created."""
+    try:
+        return (api.patch(path, changes) if changes else api.get(path)), False
+    except NotFound:
+        return api.put(path, new, only_new=True)
+
+
+def catalogue_command(command: Callable[Concatenate[Session, ...], None]) -> Callable[..., None]:
     """Give a command its session, and its command line the options of one.
 
     Ctrl-C ends it with status 130, a reader that went away (`| head`) with 141, both without a traceback.
@@ -88,7 +132,7 @@ def catalogue_command(command: Callable[Concatenate[Session, P], None]) -> Calla
     @functools.wraps(command)
     def run(**arguments: Any) -> None:  # noqa: ANN401 - as typer read them by the signature below
         connection = {name: arguments.pop(name) for name in _CONNECTION_OPTIONS}
-        with _quiet_ends(), _open_session(**connection) as session:
+        with _quiet_ends(), open_session(**connection) as session:
             command(session, **arguments)
 
     # typer reads both; without the first it would see the session as an argument of the command line.
@@ -110,13 +154,16 @@ def _quiet_ends() -> Iterator[None]:
 
 
 @contextmanager
-def _open_session(*, api: str | None, config: Path | None, data_dir: Path | None, as_json: bool) -> Iterator[Session]:
+def open_session(*, api: str | None, config: Path | None, data_dir: Path | None, as_json: bool) -> Iterator[Session]:
+    """Read the settings, find the token, and hold a connection while the context lasts. Nothing is asked yet.
+
+    Raises ConfigurationError.
+    """
     settings = load_settings(flags={"data_dir": data_dir}, environ=os.environ, config=config)
     url = api or f"http://{_reachable(settings.admin_listen)}"
     token, source = _find_token(settings)
 
     from ota_hook.api_client import ApiClient  # noqa: PLC0415 - see above
-    from ota_hook.terminal import Terminal  # noqa: PLC0415
 
     with ApiClient(url, token, token_source=source) as client:
         yield Session(client, Terminal(as_json=as_json))
@@ -160,7 +207,8 @@ def open_input(path: Path) -> tuple[Iterator[bytes], int | None]:
     The file is opened at once (InputError where it can't be) and closed when its last chunk was read.
     """
     if str(path) == "-":
-        return iter(functools.partial(sys.stdin.buffer.read1, CHUNK_BYTES), b""), None
+        stdin = cast("io.BufferedReader", sys.stdin.buffer)
+        return iter(functools.partial(stdin.read1, CHUNK_BYTES), b""), None  # a line is sent when it is there
     try:
         stream = path.open("rb")
         size_bytes = path.stat().st_size if path.is_file() else None

@@ -22,6 +22,9 @@ class HookMetrics:
         self.reports = Counter(
             "ota_hook_reports_total", "Attribute reports, by what became of them.", ["result"], registry=self.registry
         )
+        self.late_reports = Gauge(
+            "ota_hook_late_reports", "Reports that wait here until Redis takes them.", registry=self.registry
+        )
         self.bad_messages = Counter(
             "ota_hook_bad_messages_total",
             "Device messages, or single values in them, that could not be used, by reason.",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import orjson
 from rich.console import Console
@@ -120,6 +120,13 @@ class Terminal:
         sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
         sys.stdout.flush()
 
+    @contextmanager
+    def raw_output(self) -> Iterator[BinaryIO]:
+        """Standard output for bytes."""
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+
     # ---- standard error
 
     def note(self, text: str) -> None:
@@ -135,9 +142,9 @@ class Terminal:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     @contextmanager
-    def progress(self, label: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total_bytes: int | None, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
         """A bar where standard error is a terminal; the context's value is told the bytes so far."""
-        if not sys.stderr.isatty():
+        if not (shown and sys.stderr.isatty()):
             yield lambda _: None
             return
         from rich import progress as bars  # noqa: PLC0415 - only people at a terminal wait for it
@@ -145,9 +152,9 @@ class Terminal:
         columns: tuple[Any, ...] = (bars.TextColumn("{task.description}", markup=False), bars.DownloadColumn())
         if total_bytes is not None:
             columns = (columns[0], bars.BarColumn(), columns[1], bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
-        with bars.Progress(*columns, console=self._err, transient=True) as shown:
-            task = shown.add_task(printable(label), total=total_bytes)
-            yield lambda done: shown.update(task, completed=done)
+        with bars.Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(printable(label), total=total_bytes)
+            yield lambda done: bar.update(task, completed=done)
 
 
 def _console(stream: Any) -> Console:  # noqa: ANN401 - whatever standard streams are replaced with

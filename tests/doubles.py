@@ -60,14 +60,15 @@ class FixedSnapshot:
 
 @dataclass
 class MemoryDevices:
-    """A DeviceStore. `stalled` makes every call wait for ever, as a Redis that does not answer."""
+    """A DeviceStore. `stalled` makes calls wait until `resumed` is set, as a Redis that does not answer."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
     stalled: bool = False
+    resumed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def load_device(self, identifier: str) -> DeviceState | None:
         if self.stalled:
-            await asyncio.Event().wait()
+            await self.resumed.wait()
         return self.devices.get(identifier)
 
     async def store_report(
@@ -81,7 +82,7 @@ class MemoryDevices:
         register: bool = False,
     ) -> DeviceState | None:
         if self.stalled:
-            await asyncio.Event().wait()
+            await self.resumed.wait()
         device = self.devices.get(identifier)
         if device is None and register and expected_type is not None:
             device = DeviceState(identifier=identifier, device_type=expected_type)

@@ -36,6 +36,7 @@ from ota_hook.exhook.exhook_pb2 import (
     ProviderLoadedRequest,
     ValuedResponse,
 )
+from ota_hook.exhook.late_reports import LateReports, Report
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import OpenOffer
 from ota_hook.packages.urls import package_url
@@ -115,6 +116,7 @@ class HookProvider:
         self._log = structlog.get_logger("ota_hook.provider")
         self._sampled = _Sampler()
         self._background: set[asyncio.Task[None]] = set()
+        self._late_reports = LateReports(self._store_report, metrics)
 
     async def handle(self, method: str, request: bytes) -> bytes:
         """Answer one call; `method` is a name of METHODS, without package. Never raises, never outlasts the budget."""
@@ -127,7 +129,8 @@ class HookProvider:
         return IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS
 
     async def close(self) -> None:
-        """Give commands that are being published a moment to leave; what is still under way then is dropped."""
+        """Give late reports and commands that are being published a moment; what is still under way then is dropped."""
+        await self._late_reports.close()
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=_CLOSE_S)
             for task in late:
@@ -184,20 +187,38 @@ class HookProvider:
             return IGNORE
 
     async def _on_report(self, address: Address, message: Message) -> None:
-        snapshot = self._snapshots.current
-        report = parse_attributes(message.payload, snapshot.kept_attributes)
-        if report.bad_values:
-            self._metrics.bad_messages.labels("bad_version").inc(report.bad_values)
-        if not report.versions:
+        parsed = parse_attributes(message.payload, self._snapshots.current.kept_attributes)
+        if parsed.bad_values:
+            self._metrics.bad_messages.labels("bad_version").inc(parsed.bad_values)
+        if not parsed.versions:
             self._metrics.reports.labels("no_version").inc()
             return
-        registering = snapshot.types.get(address.device_type) if address.device_type is not None else None
-        device = await self._devices.store_report(
-            address.device,
-            report.versions,
+        report = Report(
+            device=address.device,
+            versions=parsed.versions,
             reported_at_ms=message.timestamp or self._clock_ms(),
+            topic_type=address.device_type,
+        )
+        if address.device in self._late_reports:
+            self._late_reports.add(report)
+            return
+        try:
+            await self._store_report(report)
+        except (asyncio.CancelledError, DependencyError):
+            # The budget ran out, or Redis is away. The device was told that its report arrived, so it is kept.
+            self._late_reports.add(report)
+            raise
+
+    async def _store_report(self, report: Report) -> None:
+        """Keep the versions and settle what they prove. Safe to repeat."""
+        snapshot = self._snapshots.current
+        registering = snapshot.types.get(report.topic_type) if report.topic_type is not None else None
+        device = await self._devices.store_report(
+            report.device,
+            report.versions,
+            reported_at_ms=report.reported_at_ms,
             kept_by_type=snapshot.kept_by_type,
-            expected_type=address.device_type,
+            expected_type=report.topic_type,
             register=registering is not None and registering.auto_register,
         )
         if device is None:
@@ -217,6 +238,10 @@ class HookProvider:
 
     async def _on_event(self, address: Address, message: Message) -> bytes:
         event = parse_event(message.payload)
+        if address.device in self._late_reports:
+            # What is stored is older than what the device said last: no answer is better than a wrong one.
+            self._metrics.checks.labels("late_report").inc()
+            return IGNORE
         device = await self._devices.load_device(address.device)
         answer = IGNORE
         for decision in decide_check(device, event, self._snapshots.current, topic_type=address.device_type):

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -19,7 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ota_hook.standin.demo_plan import DEVICE_TYPE, AdminClient, DemoPlan, prepare
+from ota_hook.api_client import ApiClient
+from ota_hook.standin.demo_plan import DEVICE_TYPE, DemoPlan, prepare
 from ota_hook.standin.fleet import (
     DeviceBehaviour,
     DeviceSpec,
@@ -32,6 +33,8 @@ from ota_hook.standin.fleet import (
 
 TIME_LIMIT_S: Final = 120.0
 _CHECK_INTERVAL_S: Final = 10.0
+_BRISK: Final = DeviceBehaviour(start_spread_s=1.5)
+"""Not all in one instant: broker, hook, admin API and devices share one process here."""
 _UNHURRIED: Final = DeviceBehaviour(check_interval_s=_CHECK_INTERVAL_S, start_spread_s=4.0, reboot_s=1.5)
 """For people who watch: all at once would be over before the table is read."""
 _LINE_INTERVAL_S: Final = 1.0
@@ -68,9 +71,9 @@ async def run_demo(
     the admin API refuses or does not answer.
     """
     progress = Console(stderr=True) if as_json else console
-    async with aclosing(AdminClient.connect(api_url, token)) as api:
-        plan = await prepare(api)
-    behaviour = DeviceBehaviour() if once else _UNHURRIED
+    with ApiClient(api_url, token) as api:
+        plan = await asyncio.to_thread(prepare, api)
+    behaviour = _BRISK if once else _UNHURRIED
     devices = [DeviceSpec(device.identifier, DEVICE_TYPE, device.version) for device in plan.devices]
     fleet = SimulatedFleet(FleetOptions(mqtt_url=mqtt_url, devices=devices, behaviour=behaviour))
     running = asyncio.create_task(fleet.run())
@@ -129,6 +132,17 @@ async def watch(fleet: SimulatedFleet, plan: DemoPlan, console: Console, *, time
     return False
 
 
+async def show_progress(view: FleetView, console: Console) -> None:
+    """A line a second where something changed, until cancelled. For fleets whose ends nobody planned."""
+    shown = ""
+    while True:
+        line = _state_line(view)
+        if line != shown:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            shown = line
+        await asyncio.sleep(_LINE_INTERVAL_S)
+
+
 @contextmanager
 def _live_table(view: FleetView, expected: list[str], console: Console) -> Iterator[bool]:
     """A table that refreshes itself while the context lasts, where the console is a terminal; yields whether it is."""
@@ -176,10 +190,14 @@ def _style(phase: Phase, count: int) -> str:
 
 
 def _progress_line(view: FleetView, expected: list[str]) -> str:
+    return f"{_arrived(view, expected)}/{len(view.devices)} converged  |  {_state_line(view)}"
+
+
+def _state_line(view: FleetView) -> str:
     versions = ", ".join(f"{version}: {count}" for version, count in sorted(view.count_versions().items()))
     counts = view.count_phases()
     phases = ", ".join(f"{counts[phase]} {phase}" for phase in Phase if counts[phase])
-    return f"{_arrived(view, expected)}/{len(view.devices)} converged  |  {versions}  |  {phases}"
+    return f"{versions}  |  {phases}"
 
 
 def _show_result(result: DemoResult, console: Console, *, as_json: bool) -> None:

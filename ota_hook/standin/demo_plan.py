@@ -6,20 +6,19 @@ meaning of "a new version" and never computed by the matcher that they are to te
 
 from __future__ import annotations
 
-import json
+import io
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final
 
 import httpx
+import orjson
 
-from ota_hook.errors import DependencyError, OtaHookError
+from ota_hook.api_client import ApiClient, Document, api_path
+from ota_hook.errors import OtaHookError
 from ota_hook.standin.fleet import DeviceProgress
 
 DEVICE_TYPE: Final = "demo-sensor"
-_API: Final = "/api/v1"
-_PAGES_MAX: Final = 100
 _FULL_BYTES: Final = 256 * 1024
 _DELTA_BYTES: Final = 32 * 1024
 
@@ -103,90 +102,18 @@ class DemoPlan:
     foreign: tuple[str, ...]
 
 
-class AdminClient:
-    """The few calls that the demo makes. Raises DependencyError where nobody answers, OtaHookError for a refusal."""
+def prepare(api: ApiClient) -> DemoPlan:
+    """Set up type, devices and firmware. Run again, it uses the firmware that is there; devices report afresh.
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
-
-    @classmethod
-    def connect(cls, api_url: str, token: str) -> Self:
-        """`api_url` is the admin role's address, without `/api/v1`. Close it with `aclose`."""
-        return cls(
-            httpx.AsyncClient(
-                base_url=api_url.rstrip("/") + _API,
-                headers={"Authorization": f"Bearer {token}"},
-                timeout=30.0,
-                trust_env=False,
-            )
-        )
-
-    async def aclose(self) -> None:
-        await self._http.aclose()
-
-    async def put_device_type(self, key: str, name: str) -> None:
-        await self._call("PUT", f"/device-types/{key}", json={"name": name})
-
-    async def import_devices(self, devices: Mapping[str, str]) -> None:
-        """Register each identifier under its type; registering again is no error."""
-        lines = "".join(
-            json.dumps({"identifier": identifier, "type": device_type}) + "\n"
-            for identifier, device_type in devices.items()
-        )
-        headers = {"Content-Type": "application/x-ndjson"}
-        answer = await self._call("POST", "/devices-import", content=lines.encode(), headers=headers)
-        if answer.get("failed"):
-            raise OtaHookError(f"The admin API refused devices of the demo: {answer.get('errors')}.")
-
-    async def list_firmware(self, device_type: str) -> list[dict[str, Any]]:
-        """Every firmware of the type."""
-        items: list[dict[str, Any]] = []
-        query = {"device_type": device_type}
-        for _ in range(_PAGES_MAX):
-            page = await self._call("GET", "/firmware", params=query)
-            items += page["items"]
-            if page["next_cursor"] is None:
-                return items
-            query["cursor"] = page["next_cursor"]
-        raise OtaHookError(f"{device_type} has more firmware than the demo can look through.")
-
-    async def upload_firmware(self, device_type: str, firmware: DemoFirmware) -> str:
-        """Upload it with a package of random bytes; returns its id."""
-        fields: dict[str, Any] = {"name": firmware.name, "device_type": device_type, "version": firmware.version}
-        if firmware.devices:
-            fields["devices"] = list(firmware.devices)
-        if firmware.source_versions:
-            fields["source_versions"] = list(firmware.source_versions)
-        filename = f"{firmware.name.replace(' ', '-')}-{firmware.version}.bin"
-        package = (filename, os.urandom(firmware.size_bytes), "application/octet-stream")
-        return str((await self._call("POST", "/firmware", data=fields, files={"file": package}))["id"])
-
-    async def enable_firmware(self, firmware_id: str) -> None:
-        headers = {"Content-Type": "application/merge-patch+json"}
-        await self._call("PATCH", f"/firmware/{firmware_id}", content=b'{"enabled":true}', headers=headers)
-
-    async def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own
-        try:
-            response = await self._http.request(method, path, **request)
-        except httpx.TransportError as exc:
-            raise DependencyError(f"The admin API at {self._http.base_url} does not answer: {exc}.") from exc
-        if response.is_error:
-            raise OtaHookError(f"The admin API refused {method} {path}: {response.status_code} {response.text[:300]}")
-        document = response.json()
-        return document if isinstance(document, dict) else {}
-
-
-async def prepare(api: AdminClient) -> DemoPlan:
-    """Set up type, devices and firmware. Run again, it uses the firmware that is there; devices report afresh."""
-    await api.put_device_type(DEVICE_TYPE, "Demo sensor")
-    await api.import_devices({identifier: DEVICE_TYPE for group in GROUPS for identifier in group.identifiers})
-    existing = {item["name"]: item for item in await api.list_firmware(DEVICE_TYPE)}
-    ids: dict[str, str] = {}
-    for firmware in FIRMWARE:
-        there = existing.pop(firmware.name, None)
-        ids[firmware.name] = there["id"] if there else await api.upload_firmware(DEVICE_TYPE, firmware)
-        if there and not there["enabled"]:
-            await api.enable_firmware(there["id"])
+    Blocks. Raises what the API's client raises.
+    """
+    api.put(api_path("device-types", DEVICE_TYPE), {"name": "Demo sensor"})
+    identifiers = [identifier for group in GROUPS for identifier in group.identifiers]
+    lines = (orjson.dumps({"identifier": name, "type": DEVICE_TYPE}) + b"\n" for name in identifiers)
+    if (answer := api.send_lines("POST", "/devices-import", lines))["failed"]:
+        raise OtaHookError(f"The admin API refused devices of the demo: {answer['errors'][0]['detail']}")
+    existing = {item["name"]: item for item in api.each("/firmware", device_type=DEVICE_TYPE)}
+    ids = {firmware.name: _bring(api, firmware, existing.pop(firmware.name, None)) for firmware in FIRMWARE}
     return DemoPlan(
         devices=tuple(
             PlannedDevice(
@@ -200,6 +127,23 @@ async def prepare(api: AdminClient) -> DemoPlan:
         ),
         foreign=tuple(sorted(name for name, item in existing.items() if item["enabled"])),
     )
+
+
+def _bring(api: ApiClient, firmware: DemoFirmware, there: Document | None) -> str:
+    """The id of the firmware: the one that is there, enabled, or a new one with random bytes."""
+    if there is None:
+        fields = {
+            "name": firmware.name,
+            "device_type": DEVICE_TYPE,
+            "version": firmware.version,
+            "devices": list(firmware.devices) or None,
+            "source_versions": list(firmware.source_versions) or None,
+        }
+        filename = f"{firmware.name.replace(' ', '-')}-{firmware.version}.bin"
+        there = api.upload_firmware(io.BytesIO(os.urandom(firmware.size_bytes)), filename=filename, fields=fields)
+    elif not there["enabled"]:
+        api.patch(api_path("firmware", there["id"]), {"enabled": True})
+    return str(there["id"])
 
 
 def _firmware_in(url: str) -> str:

@@ -189,8 +189,6 @@ class SimulatedDevice:
 
     async def _be_connected(self, client: aiomqtt.Client) -> bool:
         await client.subscribe(self._topic(self._behaviour.topics.command_send), qos=1)
-        report = json.dumps({self._behaviour.version_attribute: self.progress.version})
-        await client.publish(self._topic(self._behaviour.topics.attributes), report, qos=1)
         interval_s = self._behaviour.check_interval_s
         if self.progress.phase is not Phase.CURRENT:
             self._enter(Phase.CHECKING)
@@ -207,9 +205,11 @@ class SimulatedDevice:
                 return await self._upgrade(client, pushed)
 
     async def _check(self, client: aiomqtt.Client) -> UpgradeCommand | NoUpgradeCommand:
-        """Ask until answered, a bounded number of times."""
+        """Report and ask until answered, a bounded number of times. Silence may mean that neither arrived."""
+        report = json.dumps({self._behaviour.version_attribute: self.progress.version})
         event = json.dumps({"method": self._behaviour.event, "params": {}})
         for _ in range(self._behaviour.check_attempts):
+            await client.publish(self._topic(self._behaviour.topics.attributes), report, qos=1)
             await client.publish(self._topic(self._behaviour.topics.event_report), event, qos=1)
             command = await self._next_command(client, self._behaviour.answer_timeout_s)
             if command is not None:
@@ -234,6 +234,8 @@ class SimulatedDevice:
         """Download, verify, reply, and take the new version. Returns True: reboot now."""
         progress = self.progress
         progress.offers += 1
+        if command.version == progress.version:
+            raise DeviceFailureError(f"offered {command.version}, which it runs")
         if progress.upgrades >= self._behaviour.upgrades_max:
             raise DeviceFailureError(f"offered {command.version} after {progress.upgrades} upgrades already")
         self._enter(Phase.DOWNLOADING)

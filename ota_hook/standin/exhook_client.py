@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -53,6 +54,9 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_retries", 0),
     ("grpc.primary_user_agent", "ota-hook-standin"),
 )
+
+_STATE_LAG_S: Final = 0.2
+"""A channel's state follows so much after its calls failed, at worst."""
 
 _log = structlog.get_logger(__name__)
 _Response = TypeVar("_Response", bound=Message)
@@ -213,8 +217,7 @@ class _PoolWorker:
         try:
             answer: bytes = await self._calls[rpc](request, timeout=max(0.0, deadline - loop.time()))
         except grpc.aio.AioRpcError as exc:
-            lost = channel.get_state() is not grpc.ChannelConnectivity.READY
-            if exc.code() is grpc.StatusCode.UNAVAILABLE and lost:
+            if exc.code() is grpc.StatusCode.UNAVAILABLE and await _is_lost(channel):
                 # Measured: a call in flight when the server dies waits out its timeout; a status passes at once.
                 await asyncio.sleep(max(0.0, deadline - loop.time()))
             raise
@@ -230,6 +233,15 @@ class _PoolWorker:
                 raise ConnectionError(self._options.url)
             await channel.wait_for_state_change(state)
         return channel
+
+
+async def _is_lost(channel: grpc.aio.Channel) -> bool:
+    """Whether a call failed with its connection. A status of the server's leaves the channel ready."""
+    ready = grpc.ChannelConnectivity.READY
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_STATE_LAG_S):
+            await channel.wait_for_state_change(ready)
+    return channel.get_state() is not ready
 
 
 def _apply(answer: pb.Message, message: pb.Message) -> pb.Message:

@@ -172,20 +172,25 @@ class _Server:
 
     async def stop(self) -> None:
         """End the server, if it is ours, in order; then give up the lock."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                async with asyncio.timeout(_STOP_SECONDS):
-                    await process.wait()
-            except TimeoutError:  # nothing is lost: every acknowledged write is on the disk
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+        if self._process is not None:
+            await _end(self._process)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+async def _end(process: Process) -> None:
+    """SIGTERM, more than once: Redis forgets one that comes while it begins its append-only file. At last SIGKILL."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            if time.monotonic() < deadline:
+                process.terminate()
+            else:  # nothing is lost: every acknowledged write is on the disk
+                process.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await process.wait()
 
 
 async def _await_answer(server: _Server, keeper: asyncio.Task[None], timeout_seconds: float) -> None:

@@ -25,7 +25,7 @@ LOAD: Final = Script(
 local known, most = tonumber(ARGV[1]), tonumber(ARGV[3])
 if revision == known and token == ARGV[2] then return {head, 'same', {}} end
 local mine = redis.call('XRANGE', KEYS[2], ARGV[1] .. '-0', ARGV[1] .. '-0')[1]
-if known == 0 or revision < known or not mine or mine[2][6] ~= ARGV[2] then return {head, 'all', {}} end
+if known == 0 or revision <= known or not mine or mine[2][6] ~= ARGV[2] then return {head, 'all', {}} end
 local entries = redis.call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-18446744073709551615', '+', 'COUNT', most + 1)
 if #entries > most then return {head, 'all', {}} end
 local seen, changes = {}, {}

@@ -58,7 +58,7 @@ def redis_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as exc:
-        raise DependencyError(f"Redis failed while {doing}: {exc}.", mend="Try again.") from exc
+        raise DependencyError(f"Redis failed while {doing}: {str(exc).rstrip('.')}.", mend="Try again.") from exc
 
 
 async def run_command(redis: Redis, *command: Argument) -> Any:  # noqa: ANN401 - as many shapes as Redis has commands

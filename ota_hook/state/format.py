@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from ota_hook.errors import ConfigurationError
 from ota_hook.state.connection import Script, redis_errors
@@ -38,22 +38,26 @@ async def open_layout(redis: Redis, *, prefix: str = DEFAULT_PREFIX, buckets: in
         try:
             await _refuse_old_server(redis)
             stored = await _OPEN.run(redis, [meta], [FORMAT, buckets])
-        except AuthenticationError as exc:
-            raise ConfigurationError(f"Redis refused the login: {exc}.", field="redis_url") from exc
+        except RedisError as exc:
+            # Over a unix socket redis-py wraps the refusal once more.
+            if isinstance(exc, AuthenticationError) or isinstance(exc.__cause__, AuthenticationError):
+                raise ConfigurationError(f"Redis refused the login: {exc}.", field="redis_url") from exc
+            raise
     return _layout(prefix, *stored)
 
 
 def _layout(prefix: str, stored_format: bytes, stored_buckets: bytes | None) -> Keys:
+    buckets = int(stored_buckets) if stored_buckets is not None and stored_buckets.isdigit() else 0
     if stored_format.isdigit() and int(stored_format) > FORMAT:
         raise ConfigurationError(
             f"The data in Redis has format {int(stored_format)}; this release knows formats up to {FORMAT}.",
             mend="Start the release that wrote it, or a newer one.",
         )
-    if stored_format != b"%d" % FORMAT or not stored_buckets or not 1 <= int(stored_buckets) <= BUCKETS_MAX:
+    if stored_format != b"%d" % FORMAT or not 1 <= buckets <= BUCKETS_MAX:
         raise ConfigurationError(
             f"The keys under the Redis prefix {prefix!r} are not this program's.", mend="Use another prefix."
         )
-    return Keys(prefix, int(stored_buckets))
+    return Keys(prefix, buckets)
 
 
 async def _refuse_old_server(redis: Redis) -> None:

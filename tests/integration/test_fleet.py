@@ -206,6 +206,7 @@ async def test_a_check_that_nobody_answers_is_asked_a_bounded_number_of_times() 
     cloud.answering = False
     view, _ = await run_one(cloud, PackageServer(), replace(QUICK, answer_timeout_s=0.02, check_attempts=3))
     assert cloud.checks == 3
+    assert cloud.versions == {"device-0": ["1.0.0"] * 3}  # its report may have been lost too
     assert (view.devices[0].phase, view.devices[0].error) == (Phase.FAILED, "no answer to 3 checks")
 
 
@@ -215,6 +216,15 @@ async def test_a_command_against_the_protocol_fails_the_device_with_the_differen
     assert view.devices[0].phase is Phase.FAILED
     assert "sha1" in (view.devices[0].error or "")
     assert cloud.replies == []
+
+
+async def test_a_device_that_is_offered_what_it_runs_does_not_install_it_again() -> None:
+    cloud, server = Cloud(), PackageServer()
+    offer = cloud.command
+    cloud.command = lambda current: offer("1.0.0")  # type: ignore[method-assign]
+    view, report = await run_one(cloud, server)
+    assert view.devices[0].error == "offered 2.0.0, which it runs"
+    assert (report.downloads, report.failed) == (1, 1)
 
 
 async def test_a_device_that_is_offered_upgrades_without_end_stops() -> None:

@@ -27,7 +27,13 @@ def devices(redis: Redis, keys: Keys) -> RedisDevices:
 
 
 async def report(
-    devices: RedisDevices, identifier: str, *, at: int, type_: str | None = None, register: bool = False, **versions: str
+    devices: RedisDevices,
+    identifier: str,
+    *,
+    at: int,
+    type_: str | None = None,
+    register: bool = False,
+    **versions: str,
 ) -> DeviceState | None:
     return await devices.store_report(
         identifier, versions, reported_at_ms=at, kept_by_type=KEPT, expected_type=type_, register=register
@@ -116,7 +122,9 @@ async def test_a_device_of_another_type_than_the_topic_names_is_left_alone(
 
 async def test_a_first_report_registers_where_told_so(devices: RedisDevices) -> None:
     state = await report(devices, "new", at=5, type_="tracker", register=True, version="1.0")
-    assert state == DeviceState(identifier="new", device_type="tracker", versions={"version": ReportedVersion("1.0", 5)})
+    assert state == DeviceState(
+        identifier="new", device_type="tracker", versions={"version": ReportedVersion("1.0", 5)}
+    )
     assert await devices.load_device("new") == state
 
 
@@ -129,7 +137,22 @@ async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices
 
 @pytest.mark.parametrize(
     "text",
-    ["1", "1.0.0", LONG, "版本1", "\U0001f680 1", "a\x00b1", "'1\"", "1" * 63, "1" * 64, "1" * 65, " 1 ", "\ud800 1", "+", ""],
+    [
+        "1",
+        "1.0.0",
+        LONG,
+        "版本1",
+        "\U0001f680 1",
+        "a\x00b1",
+        "'1\"",
+        "1" * 63,
+        "1" * 64,
+        "1" * 65,
+        " 1 ",
+        "\ud800 1",
+        "+",
+        "",
+    ],
 )
 @pytest.mark.parametrize("identifier", ["d", "设备-1", "i" * 64, "i" * 65, "é" * 64])
 async def test_texts_of_any_kind_and_length_come_back_exactly(
@@ -195,7 +218,11 @@ async def test_a_patch_touches_only_what_it_names(devices: RedisDevices) -> None
     await devices.put_device("d", "tracker", {"version": "1.0", "mcu_version": "2", "gps": "3"})
     state = await devices.patch_device("d", None, {"mcu_version": None, "gps": "4", "wifi": "5", "absent": None})
     assert state is not None
-    assert {name: version.text for name, version in state.versions.items()} == {"version": "1.0", "gps": "4", "wifi": "5"}
+    assert {name: version.text for name, version in state.versions.items()} == {
+        "version": "1.0",
+        "gps": "4",
+        "wifi": "5",
+    }
     assert await devices.load_device("d") == state
     retyped = await devices.patch_device("d", "gateway", {})
     assert retyped is not None
@@ -290,7 +317,12 @@ async def test_pages_and_scans_of_one_type_hold_no_other(devices: RedisDevices) 
     page, cursor = await devices.page_devices(cursor=None, limit=4, device_type="gateway")
     assert {state.identifier for state in page} == {"g0", "g1", "g2", "many"}
     assert cursor is None
-    assert {state.identifier async for state in devices.scan_devices(device_type="gateway")} == {"g0", "g1", "g2", "many"}
+    assert {state.identifier async for state in devices.scan_devices(device_type="gateway")} == {
+        "g0",
+        "g1",
+        "g2",
+        "many",
+    }
     assert await devices.page_devices(cursor=None, limit=4, device_type="none") == ([], None)
 
 
@@ -356,8 +388,7 @@ async def test_memory_per_device_is_at_most_100_bytes(redis: Redis, keys: Keys) 
         before = (await redis.info("memory"))["used_memory"]
         await devices.import_devices(batch)
         used = (await redis.info("memory"))["used_memory"] - before
-        print(f"{used / len(batch):.1f} bytes per device")
-        assert used / len(batch) <= 100
+        assert used / len(batch) <= 100, f"{used / len(batch):.1f} bytes per device"
     finally:
         async for key in redis.scan_iter(match=f"{layout.prefix}:*", count=5_000):
             await redis.unlink(key)

@@ -99,9 +99,7 @@ async def test_an_offer_is_settled_once(devices: RedisDevices, offers: RedisOffe
     assert await offers.load_counters([OFFER.firmware_id]) == {OFFER.firmware_id: {"offered": 1, "failed": 1}}
 
 
-async def test_settling_another_firmware_or_module_changes_nothing(
-    devices: RedisDevices, offers: RedisOffers
-) -> None:
+async def test_settling_another_firmware_or_module_changes_nothing(devices: RedisDevices, offers: RedisOffers) -> None:
     await offers.record_offer("d", OFFER)
     for wrong in (replace(OFFER, firmware_id="01JOTHER"), replace(OFFER, module="mcu")):
         assert not await offers.settle_offer("d", wrong, Outcome.SUCCEEDED, code="", settled_at_ms=9)
@@ -146,7 +144,5 @@ async def test_deleting_a_firmware_cancels_its_open_offers_and_no_others(
     state = await devices.load_device("d7")
     assert state is not None
     assert [offer.module for offer in state.open_offers] == ["mcu"]
-    assert await offers.load_history("d7") == [
-        SettledOffer(offer=OFFER, outcome=Outcome.CANCELLED, settled_at_ms=7)
-    ]
+    assert await offers.load_history("d7") == [SettledOffer(offer=OFFER, outcome=Outcome.CANCELLED, settled_at_ms=7)]
     assert await offers.load_counters([OFFER.firmware_id]) == {OFFER.firmware_id: {"offered": 30, "cancelled": 30}}

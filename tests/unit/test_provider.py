@@ -17,6 +17,7 @@ from ota_hook.exhook.exhook_pb2 import (
     ProviderLoadedRequest,
     ValuedResponse,
 )
+from ota_hook.exhook.late_reports import LateReports, Report
 from ota_hook.exhook.provider import IGNORE, METHODS, HookOptions, HookProvider, rewrite
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
@@ -193,6 +194,42 @@ async def test_a_store_that_does_not_answer_costs_the_budget_and_the_device_asks
     hook.devices.stalled = True
     assert await asyncio.wait_for(hook.check(), timeout=5) == IGNORE
     assert hook.counted("ota_hook_unanswered_total", reason="budget") == 1
+
+
+async def test_a_report_that_redis_takes_late_is_kept_and_checks_wait_for_it() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")), answer_budget_ms=20)
+    hook.devices.stalled = True
+    assert await hook.publish("attributes/d1", '{"version": "2.0"}', at=7) == IGNORE
+    assert await hook.check() == IGNORE
+    assert hook.counted("ota_hook_checks_total", result="late_report") == 1
+    assert hook.counted("ota_hook_late_reports") == 1
+
+    hook.devices.stalled = False
+    hook.devices.resumed.set()
+    async with asyncio.timeout(5):
+        while hook.counted("ota_hook_late_reports"):
+            await asyncio.sleep(0)
+    assert hook.devices.devices["d1"].versions["version"] == ReportedVersion("2.0", 7)
+    assert answer_of(await hook.check())[2]["params"] == {"module": "main", "upgrade": False}
+
+
+async def test_of_late_reports_the_newest_of_a_device_is_stored_and_the_number_is_bounded() -> None:
+    stored: list[Report] = []
+    answers = asyncio.Event()
+
+    async def store(report: Report) -> None:
+        await answers.wait()
+        stored.append(report)
+
+    metrics = HookMetrics()
+    late = LateReports(store, metrics, limit=2)
+    for device, version in (("a", "1"), ("b", "1"), ("b", "2"), ("c", "1")):
+        late.add(Report(device=device, versions={"version": version}, reported_at_ms=1, topic_type=None))
+    assert [device in late for device in "abc"] == [False, True, True]
+    assert metrics.registry.get_sample_value("ota_hook_reports_total", {"result": "late_dropped"}) == 1
+    answers.set()
+    await late.close()
+    assert [(report.device, report.versions["version"]) for report in stored] == [("b", "2"), ("c", "1")]
 
 
 async def test_a_fault_of_ours_is_answered_with_ignore_and_counted() -> None:

@@ -1,0 +1,449 @@
+"""`ota-hook firmware` and `ota-hook check`: uploads, who may get them, and why a device would or would not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+
+from ota_hook.cli_catalogue import LimitOption, TypeFilter, yes_no
+from ota_hook.cli_session import Session, catalogue_command, open_input
+from ota_hook.errors import InputError, OtaHookError
+from ota_hook.terminal import Column, count_text, local_time, size_text
+
+Document = dict[str, Any]
+
+_ULID_CHARS: Final = 26
+_INLINE_DEVICES_MAX: Final = 10_000
+"""The API takes so many devices with the upload itself; a longer list follows it as a stream."""
+_LINE_MAX_BYTES: Final = 64 * 1024
+_COUNTED_AT_ONCE: Final = 1000
+_SOURCES_SHOWN: Final = 3
+_REASONS: Final = {
+    "no_rule": "no enabled rule of its type asks for this module (`ota-hook rules add`)",
+    "no_firmware": "its type has no firmware for this module",
+    "no_version": "it has not reported this attribute yet, so nothing can be newer",
+    "none_newer": "none of the firmware is for it as it is now",
+}
+
+firmware = typer.Typer(help="Firmware: upload, say who may get it, switch on and off.", no_args_is_help=True)
+
+FirmwareArgument = Annotated[str, typer.Argument(metavar="ID", help="The firmware's id.", show_default=False)]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+_COLUMNS: Final = (
+    Column("id", _ULID_CHARS),
+    Column("type"),
+    Column("module"),
+    Column("version"),
+    Column("name"),
+    Column("for"),
+    Column("enabled"),
+    Column("size", right=True),
+    Column("uploaded"),
+)
+
+
+@firmware.command("list")
+@catalogue_command
+def list_firmware(session: Session, *, device_type: TypeFilter = None, limit: LimitOption = None) -> None:
+    """List the firmware, oldest first, and whom each is for.
+
+    \b
+    Example: ota-hook firmware list --type tracker
+    """
+    entries = session.api.each(session.api.path("firmware"), device_type=device_type)
+    session.show_list(entries, _COLUMNS, _row, limit=limit)
+
+
+def _row(entry: Document) -> tuple[str, ...]:
+    return (
+        entry["id"],
+        entry["device_type"],
+        entry["module"],
+        entry["version"],
+        entry["name"],
+        _audience(entry),
+        yes_no(entry["enabled"]),
+        size_text(entry["size"]),
+        local_time(entry["created_at"]),
+    )
+
+
+def _audience(entry: Document) -> str:
+    """Whom a firmware is for: `everyone`, `nobody`, `12 devices`, `everyone on 1.0, 1.1`."""
+    count, sources = entry["devices_count"], entry["source_versions"]
+    who = "everyone" if count is None else count_text(count, "device") if count else "nobody"
+    if not sources:
+        return who
+    return f"{who} on {', '.join(sources[:_SOURCES_SHOWN])}{', …' if len(sources) > _SOURCES_SHOWN else ''}"
+
+
+@firmware.command("show")
+@catalogue_command
+def show_firmware(session: Session, *, firmware_id: FirmwareArgument) -> None:
+    """Show one firmware: its digests, its address, and how often each outcome happened.
+
+    \b
+    Example: ota-hook firmware show 01JZ0000000000000000000000
+    """
+    _show(session, session.api.get(session.api.path("firmware", firmware_id)))
+
+
+def _show(session: Session, entry: Document) -> None:
+    facts = [
+        ("id", entry["id"]),
+        ("name", entry["name"]),
+        ("type", entry["device_type"]),
+        ("module", entry["module"]),
+        ("version", entry["version"]),
+        ("for", _audience(entry) + (", downgrade allowed" if entry["allow_downgrade"] else "")),
+        ("enabled", yes_no(entry["enabled"])),
+        ("file", f"{entry['filename']}, {entry['size']:,} bytes ({size_text(entry['size'])})"),
+        ("md5", entry["md5"]),
+        ("sha256", entry["sha256"]),
+        ("url", entry["url"] or "none: it wants HTTPS, and OTA_HOOK_PUBLIC_URL_HTTPS is not set"),
+        ("uploaded", local_time(entry["created_at"])),
+    ]
+    facts += [(outcome, f"{count:,}") for outcome, count in entry.get("counters", {}).items()]
+    session.show(entry, facts)
+
+
+# ---- upload
+
+
+@firmware.command("upload")
+@catalogue_command
+def upload_firmware(
+    session: Session,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The package.", show_default=False)],
+    device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
+    version: Annotated[str, typer.Option(metavar="TEXT", help="Its version.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What people call it [the file's name].", show_default=False)] = None,
+    module: Annotated[str, typer.Option(help="The part of the device that it is for.")] = "main",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Only for this device; repeat it.", show_default=False),
+    ] = None,
+    devices_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only for these: an identifier a line. An empty file: nobody.", show_default=False
+        ),
+    ] = None,
+    source_version: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Only for who runs exactly this version; repeat it.", show_default=False),
+    ] = None,
+    https: Annotated[bool, typer.Option("--https", help="Devices download it over HTTPS.")] = False,
+    disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but offer it to nobody yet.")] = False,
+    allow_downgrade: Annotated[
+        bool, typer.Option("--allow-downgrade", help="Also for newer versions; needs --source-version.")
+    ] = False,
+) -> None:
+    """Upload a firmware. Without --device or --devices-file it is for every device of its type, at once.
+
+    It is digested, written to disk and read back before it exists; a refused upload leaves nothing. Where the
+    connection breaks it is sent again, and it is there once.
+
+    \b
+    Example: ota-hook firmware upload app-1.1.0.bin --type tracker --version 1.1.0 --device DU_7VFGiJjjv8QoS
+    """
+    first, rest = _listed_devices(device, devices_file)
+    fields: Document = {
+        "device_type": device_type,
+        "version": version,
+        "name": name,
+        "module": module,
+        "devices": first,
+        "source_versions": source_version or None,
+        "use_https": https,
+        "enabled": not disabled,
+        "allow_downgrade": allow_downgrade,
+    }
+    entry = _upload(session, file, fields)
+    if rest is not None:
+        entry = _send_long_list(session, entry, rest)
+    _show(session, entry)
+
+
+def _listed_devices(device: list[str] | None, file: Path | None) -> tuple[list[str] | None, Iterator[str] | None]:
+    """The devices to send with the upload, and those to send after it: a list that is too long goes whole then."""
+    if file is None:
+        return device or None, None
+    chunks, _ = open_input(file)
+    identifiers = itertools.chain(device or (), _read_identifiers(chunks))
+    first = list(itertools.islice(identifiers, _INLINE_DEVICES_MAX + 1))
+    if len(first) <= _INLINE_DEVICES_MAX:
+        return first, None
+    return [], itertools.chain(first, identifiers)  # for nobody until its list is there
+
+
+def _upload(session: Session, file: Path, fields: Document) -> Document:
+    if not file.is_file():
+        raise InputError(f"There is no file {str(file)!r}.")
+    try:
+        package = file.open("rb")
+        size_bytes = file.stat().st_size
+    except OSError as exc:
+        raise InputError(f"The file {str(file)!r} can't be read: {exc.strerror}.") from exc
+    with package, session.terminal.progress(f"sending {file.name}", size_bytes) as progress:
+        return session.api.upload_firmware(package, filename=file.name, fields=fields, progress=progress)
+
+
+def _send_long_list(session: Session, entry: Document, identifiers: Iterator[str]) -> Document:
+    path = session.api.path("firmware", entry["id"])
+    try:
+        _set_devices(session, "PUT", entry["id"], identifiers)
+    except OtaHookError as exc:
+        raise type(exc)(
+            f"The firmware {entry['id']} is uploaded, for nobody, but its list of devices was not taken: {exc.detail}",
+            mend=f"Mend the list and send it: ota-hook firmware devices {entry['id']} --set FILE.",
+        ) from exc
+    return session.api.get(path)
+
+
+# ---- who may get it
+
+
+@firmware.command("enable")
+@catalogue_command
+def enable_firmware(session: Session, *, firmware_id: FirmwareArgument) -> None:
+    """Offer a firmware to the devices that it is for, within a second on every hook.
+
+    \b
+    Example: ota-hook firmware enable 01JZ0000000000000000000000
+    """
+    _switch(session, firmware_id, enabled=True)
+
+
+@firmware.command("disable")
+@catalogue_command
+def disable_firmware(session: Session, *, firmware_id: FirmwareArgument) -> None:
+    """Stop offering a firmware, within a second on every hook. Nothing is lost; `enable` brings it back.
+
+    \b
+    Example: ota-hook firmware disable 01JZ0000000000000000000000
+    """
+    _switch(session, firmware_id, enabled=False)
+
+
+def _switch(session: Session, firmware_id: str, *, enabled: bool) -> None:
+    entry = session.api.patch(session.api.path("firmware", firmware_id), {"enabled": enabled})
+    state = f"enabled, for {_audience(entry)}" if enabled else "disabled"
+    session.answer(entry, f"The firmware {_called(entry)} is {state}.")
+
+
+def _called(entry: Document) -> str:
+    return f"{entry['name']!r}, version {entry['version']}, {entry['id']}"
+
+
+@firmware.command("release")
+@catalogue_command
+def release_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: YesOption = False) -> None:
+    """Give up a firmware's list of devices: it is for every device of its type from now on.
+
+    Its source versions stay. It asks first and says how many devices that are.
+
+    \b
+    Example: ota-hook firmware release 01JZ0000000000000000000000
+    """
+    path = session.api.path("firmware", firmware_id)
+    entry = session.api.get(path)
+    if entry["devices_count"] is None:
+        session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)} already.")
+        return
+    if not yes:
+        state = "" if entry["enabled"] else " (It is disabled.)"
+        _ask_first(
+            session,
+            f"Release {_called(entry)}, now for {_audience(entry)},"
+            f" to the whole type {entry['device_type']!r} ({_count_of_type(session, entry['device_type'])})?{state}",
+        )
+    entry = session.api.patch(path, {"devices": None})
+    session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
+
+
+def _ask_first(session: Session, question: str) -> None:
+    if not session.terminal.confirm(question):
+        session.terminal.note("Nothing was changed.")
+        session.fail()
+
+
+def _count_of_type(session: Session, device_type: str) -> str:
+    """How many devices a type has, as far as one page tells."""
+    page = session.api.get(session.api.path("devices"), type=device_type, limit=_COUNTED_AT_ONCE)
+    more = "" if page["next_cursor"] is None else "at least "
+    return more + count_text(len(page["items"]), "device")
+
+
+@firmware.command("devices")
+@catalogue_command
+def firmware_devices(
+    session: Session,
+    *,
+    firmware_id: FirmwareArgument,
+    replace: Annotated[
+        Path | None,
+        typer.Option(
+            "--set",
+            metavar="FILE",
+            help="Make it only for these: an identifier a line, - is standard input. An empty file: nobody.",
+            show_default=False,
+        ),
+    ] = None,
+    add: Annotated[
+        Path | None, typer.Option("--add", metavar="FILE", help="Make it for these too.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the devices that a firmware is for, one a line, or set them. Devices that nobody knows yet are allowed.
+
+    \b
+    Example: ota-hook firmware devices 01JZ0000000000000000000000 --set trial.txt
+    """
+    if replace is not None and add is not None:
+        raise InputError("--set and --add contradict each other.", mend="Give one of them.")
+    file = replace or add
+    if file is None:
+        _print_devices(session, firmware_id)
+        return
+    chunks, _ = open_input(file)
+    answer = _set_devices(session, "PUT" if replace else "POST", firmware_id, _read_identifiers(chunks))
+    unknown = f", {answer['unknown']:,} of those sent not registered" if answer["unknown"] else ""
+    session.answer(answer, f"The firmware {firmware_id} is for {count_text(answer['count'], 'device')}{unknown}.")
+
+
+def _print_devices(session: Session, firmware_id: str) -> None:
+    path = session.api.path("firmware", firmware_id)
+    entry = session.api.get(path)
+    if entry["devices_count"] is None:
+        if session.terminal.as_json:
+            session.terminal.write_json(None)
+        else:
+            session.terminal.note(f"The firmware {_called(entry)} is for {_audience(entry)}: it has no list.")
+        return
+    with session.api.receive_lines(f"{path}/devices") as chunks:
+        identifiers = (orjson.loads(line)["identifier"] for _, line in _split(chunks))
+        if session.terminal.as_json:
+            session.terminal.write_json_list(identifiers)
+        else:
+            with session.terminal.raw_output() as output:
+                output.writelines(identifier.encode() + b"\n" for identifier in identifiers)
+    if not entry["devices_count"]:
+        session.terminal.note(f"The firmware {_called(entry)} is for nobody: its list is empty.")
+
+
+def _set_devices(session: Session, method: str, firmware_id: str, identifiers: Iterable[str]) -> Document:
+    path = session.api.path("firmware", firmware_id)
+    lines = (orjson.dumps(identifier) + b"\n" for identifier in identifiers)
+    return session.api.send_lines(method, f"{path}/devices", _joined(lines))
+
+
+def _joined(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines in chunks of a thousand: a write to the network for each would take minutes for a million."""
+    while chunk := b"".join(itertools.islice(lines, 1000)):
+        yield chunk
+
+
+def _read_identifiers(chunks: Iterator[bytes]) -> Iterator[str]:
+    """The identifiers of a file: one a line as it is, or as JSON (`"ID"`, `{"identifier": "ID"}`); # is a comment."""
+    for number, line in _split(chunks):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if text.startswith(("{", '"')):
+                value = orjson.loads(text)
+                text = value["identifier"] if isinstance(value, dict) else value
+        except (UnicodeDecodeError, orjson.JSONDecodeError, KeyError) as exc:
+            raise InputError(f"Line {number} of the device list is no identifier: {line[:100]!r}.") from exc
+        if text and not text.startswith("#"):
+            yield text
+
+
+def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a stream with their numbers, from 1."""
+    number, rest = 0, b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            yield number, line
+        if len(rest) > _LINE_MAX_BYTES:
+            raise InputError(f"Line {number + 1} has more than {_LINE_MAX_BYTES} bytes.")
+    if rest:
+        yield number + 1, rest
+
+
+@firmware.command("delete")
+@catalogue_command
+def delete_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: YesOption = False) -> None:
+    """Delete a firmware for good: its package goes, its address answers 410, its open offers are cancelled.
+
+    To stop it for now, `firmware disable` it.
+
+    \b
+    Example: ota-hook firmware delete 01JZ0000000000000000000000
+    """
+    path = session.api.path("firmware", firmware_id)
+    entry = session.api.get(path)
+    if not yes:
+        _ask_first(session, f"Delete {_called(entry)} of the type {entry['device_type']!r} for good?")
+    session.api.delete(path)
+    session.answer({"deleted": firmware_id}, f"The firmware {_called(entry)} is deleted.")
+
+
+# ---- check
+
+_CHECK_COLUMNS: Final = (Column("version"), Column("name"), Column("firmware", _ULID_CHARS), Column("why"))
+
+
+@catalogue_command
+def check(
+    session: Session,
+    *,
+    identifier: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's identifier.", show_default=False)],
+    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
+) -> None:
+    """Say which firmware a device would get if it asked now, and why not each of the others. Changes nothing.
+
+    The status is 0 whatever the answer; with --json, `offer` is null where there would be none.
+
+    \b
+    Example: ota-hook check DU_7VFGiJjjv8QoS
+    """
+    answer = session.api.get(session.api.path("check"), device=identifier, module=module)
+    terminal = session.terminal
+    if terminal.as_json:
+        terminal.write_json(answer)
+        return
+    if answer["firmware"]:
+        terminal.table(_CHECK_COLUMNS, map(_check_row, answer["firmware"]))
+        terminal.say("")
+    offer = answer["offer"]
+    if offer is None:
+        terminal.say(
+            f"{_asks(answer)} It would get none: {_REASONS.get(answer['reason'], answer['reason'])}.", style="bold"
+        )
+    else:
+        terminal.say(f"{_asks(answer)} It would get {offer['version']} ({offer['name']}).", style="bold green")
+        if offer["url"] is not None:
+            terminal.say(f"{offer['url']}  {size_text(offer['size'])}  md5 {offer['md5']}")
+
+
+def _check_row(entry: Document) -> tuple[str, ...]:
+    why = "It would be offered." if entry["chosen"] else " ".join(entry["explanations"])
+    return entry["version"], entry["name"], entry["id"], why
+
+
+def _asks(answer: Document) -> str:
+    """`d1, of type tracker, runs 1.0.0 (version).`"""
+    attribute = answer["version_attribute"]
+    if attribute is None:
+        return f"{answer['device']}, of type {answer['type']}, can't ask for {answer['module']}."
+    runs = f"runs {answer['current_version']}" if answer["current_version"] else "runs an unknown version"
+    asked = f"by {answer['event']!r} for {answer['module']}"
+    return f"{answer['device']}, of type {answer['type']}, {runs} ({attribute}) and asks {asked}."

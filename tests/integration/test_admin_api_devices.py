@@ -1,0 +1,330 @@
+"""`/devices`, bulk import and export, `/offers`, `/check`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from admin_api.bodies import LINE_MAX_BYTES
+from ota_hook.model import OpenOffer, Outcome
+from tests.integration.admin_service import Admin, checked, problem
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+
+
+async def report(admin: Admin, identifier: str, version: str, at_ms: int) -> None:
+    await admin.context.devices.store_report(
+        identifier,
+        {"version": version},
+        reported_at_ms=at_ms,
+        kept_by_type=admin.context.catalogue.current.kept_by_type,
+    )
+
+
+async def test_a_device_reads_as_it_was_created(admin: Admin) -> None:
+    await admin.create_type()
+    created = await admin.api.post("/devices", json={"identifier": "DU_1", "type": "DU", "tags": []})
+    assert checked(created, 201) == {
+        "identifier": "DU_1",
+        "type": "DU",
+        "versions": {},
+        "versions_reported_at": {},
+        "tags": [],
+        "online": None,
+    }
+    assert created.headers["location"] == "/api/v1/devices/DU_1"
+    read = await admin.api.get("/devices/DU_1")
+    assert read.json() == created.json()
+    assert read.headers["etag"] == created.headers["etag"]
+
+
+@pytest.mark.parametrize("identifier", ["采集器 1", "a b&c=d?e", "x" * 128, "a:b@c", "..", "."])
+async def test_any_identifier_is_reached_by_its_encoded_address(admin: Admin, identifier: str) -> None:
+    await admin.create_type()
+    created = await admin.api.post("/devices", json={"identifier": identifier, "type": "DU"})
+    checked(created, 201)
+    if set(identifier) != {"."}:  # clients resolve dot segments away before they ask
+        assert checked(await admin.open.get(created.headers["location"], headers=admin.api.headers), 200) == created.json()
+    (listed,) = checked(await admin.api.get("/devices"), 200)["items"]
+    assert listed["identifier"] == identifier
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"identifier": "a/b"}, "identifier"),
+        ({"identifier": "a+b"}, "identifier"),
+        ({"identifier": ""}, "identifier"),
+        ({"identifier": "x" * 129}, "identifier"),
+        ({"identifier": None}, "identifier"),
+        ({"type": "none"}, "type"),
+        ({"type": None}, "type"),
+        ({"tags": ["a"]}, "tags"),
+        ({"online": True}, "online"),
+        ({"versions": {"version": "x"}}, "versions.version"),
+        ({"versions": {"version": 7}}, "versions.version"),
+        ({"versions": {"version": "1" * 129}}, "versions.version"),
+        ({"versions": {"other": "1.0"}}, "versions.other"),
+        ({"versions": []}, "versions"),
+        ({"versions_reported_at": {}}, "versions_reported_at"),
+    ],
+)
+async def test_a_bad_field_of_a_device_is_refused_by_name(admin: Admin, fields: dict[str, Any], field: str) -> None:
+    await admin.create_type()
+    body = {"identifier": "DU_1", "type": "DU"} | fields
+    document = problem(await admin.api.post("/devices", json=body), 422)
+    assert [error["field"] for error in document["errors"]] == [field]
+    assert checked(await admin.api.get("/devices"), 200)["items"] == []
+
+
+async def test_a_child_is_refused_with_the_reason(admin: Admin) -> None:
+    await admin.create_type()
+    document = problem(await admin.api.put("/devices/GW/ADDR", json={"type": "DU"}), 422)
+    assert "children are not available yet" in document["detail"]
+
+
+async def test_a_device_is_created_once(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    problem(await admin.api.post("/devices", json={"identifier": "DU_1", "type": "DU"}), 409)
+    assert checked(await admin.api.get("/devices/DU_1"), 200)["versions"] == {"version": "1.0"}
+
+
+async def test_put_creates_then_replaces_and_keeps_what_was_reported_unless_told(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_type("B")
+    created = await admin.api.put("/devices/DU_1", json={"type": "DU", "versions": {"version": "1.0"}})
+    checked(created, 201)
+    assert created.headers["location"] == "/api/v1/devices/DU_1"
+    moved = checked(await admin.api.put("/devices/DU_1", json={"identifier": "DU_1", "type": "B"}), 200)
+    assert (moved["type"], moved["versions"]) == ("B", {"version": "1.0"})
+    emptied = checked(await admin.api.put("/devices/DU_1", json={"type": "B", "versions": {}}), 200)
+    assert emptied["versions"] == {}
+    problem(await admin.api.put("/devices/DU_1", json={"identifier": "DU_2", "type": "B"}), 422)
+
+
+async def test_patch_merges_versions(admin: Admin) -> None:
+    await admin.create_type(version_attributes=["version", "mcu", "gps"])
+    await admin.create_device("DU_1", versions={"version": "1.0", "mcu": "2.0"})
+    await report(admin, "DU_1", "1.1", at_ms=1_700_000_000_123)
+    patched = checked(await admin.api.patch("/devices/DU_1", json={"versions": {"mcu": None, "gps": "3.0"}}), 200)
+    assert patched["versions"] == {"version": "1.1", "gps": "3.0"}
+    assert patched["versions_reported_at"] == {"version": "2023-11-14T22:13:20.123Z", "gps": None}
+    cleared = checked(await admin.api.patch("/devices/DU_1", json={"versions": None}), 200)
+    assert (cleared["type"], cleared["versions"]) == ("DU", {})
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [{"type": None}, {"type": "none"}, {"identifier": "DU_2"}, {"tags": ["x"]}, {"versions": {"x": "1"}}, {"colour": 1}],
+)
+async def test_a_bad_patch_of_a_device_changes_nothing(admin: Admin, patch: dict[str, Any]) -> None:
+    await admin.create_type()
+    before = await admin.create_device("DU_1", versions={"version": "1.0"})
+    problem(await admin.api.patch("/devices/DU_1", json=patch), 422)
+    assert checked(await admin.api.get("/devices/DU_1"), 200) == before
+
+
+async def test_a_devices_etag_follows_what_it_reports(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    etag = (await admin.api.get("/devices/DU_1")).headers["etag"]
+    assert (await admin.api.get("/devices/DU_1", headers={"If-None-Match": etag})).status_code == 304
+    await report(admin, "DU_1", "1.1", at_ms=1_700_000_000_000)
+    for method, body in (("PUT", {"type": "DU"}), ("PATCH", {"type": "DU"}), ("DELETE", None)):
+        problem(await admin.api.request(method, "/devices/DU_1", json=body, headers={"If-Match": etag}), 412)
+    etag = (await admin.api.get("/devices/DU_1")).headers["etag"]
+    assert (await admin.api.delete("/devices/DU_1", headers={"If-Match": etag})).status_code == 204
+    problem(await admin.api.get("/devices/DU_1"), 404)
+
+
+async def test_devices_are_listed_in_pages_and_by_type(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_type("B")
+    lines = [{"identifier": f"d{n}", "type": "DU" if n % 3 else "B"} for n in range(30)]
+    body = "\n".join(json.dumps(line) for line in lines)
+    checked(await admin.api.post("/devices-import", content=body, headers=NDJSON), 200)
+    for query, expected in (("", {f"d{n}" for n in range(30)}), ("type=B&", {f"d{n}" for n in range(0, 30, 3)})):
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            page = checked(await admin.api.get(f"/devices?{query}limit=7{cursor}"), 200)
+            seen += [item["identifier"] for item in page["items"]]
+            if page["next_cursor"] is None:
+                break
+            cursor = f"&cursor={page['next_cursor']}"
+        assert len(seen) == len(set(seen))
+        assert set(seen) == expected
+
+
+# ---- import and export
+
+
+async def test_an_import_takes_the_good_lines_and_names_the_bad_ones(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("old", versions={"version": "0.9"})
+    lines = [
+        '{"identifier": "new", "type": "DU", "versions": {"version": "1.0"}}',
+        '{"identifier": "old", "type": "DU"}',
+        "",
+        "not json",
+        '{"identifier": "a/b", "type": "DU"}',
+        '{"identifier": "x", "type": "none"}',
+        '{"identifier": "x", "type": "DU", "tags": ["t"]}',
+        '{"identifier": "x", "type": "DU", "colour": 1}',
+        "[]",
+        '{"identifier": "x", "type": "DU", "versions": {"other": "1"}}',
+        '{"identifier": "\\ud800", "type": "DU"}',
+        '{"identifier": "last", "type": "DU"}',
+    ]
+    answer = checked(await admin.api.post("/devices-import", content="\r\n".join(lines), headers=NDJSON), 200)
+    assert (answer["created"], answer["replaced"], answer["failed"]) == (2, 1, 8)
+    assert [error["line"] for error in answer["errors"]] == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert all(error["detail"] for error in answer["errors"])
+    assert checked(await admin.api.get("/devices/old"), 200)["versions"] == {"version": "0.9"}
+    assert checked(await admin.api.get("/devices/new"), 200)["versions"] == {"version": "1.0"}
+    problem(await admin.api.get("/devices/x"), 404)
+
+
+async def test_of_a_device_that_is_there_twice_the_last_line_counts(admin: Admin) -> None:
+    await admin.create_type()
+    lines = [json.dumps({"identifier": "d", "type": "DU", "versions": {"version": f"1.{n}"}}) for n in range(5)]
+    answer = checked(await admin.api.post("/devices-import", content="\n".join(lines), headers=NDJSON), 200)
+    assert (answer["created"], answer["replaced"]) == (1, 4)
+    assert checked(await admin.api.get("/devices/d"), 200)["versions"] == {"version": "1.4"}
+
+
+async def test_a_dry_run_imports_nothing(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("old")
+    lines = ['{"identifier": "new", "type": "DU"}', '{"identifier": "old", "type": "DU"}', "x"]
+    answer = checked(
+        await admin.api.post("/devices-import?dry_run=true", content="\n".join(lines), headers=NDJSON), 200
+    )
+    assert (answer["created"], answer["replaced"], answer["failed"], answer["dry_run"]) == (1, 1, 1, True)
+    problem(await admin.api.get("/devices/new"), 404)
+
+
+async def test_what_was_exported_imports_again(admin: Admin) -> None:
+    await admin.create_type()
+
+    async def lines() -> AsyncIterator[bytes]:
+        for n in range(2_500):
+            yield b'{"identifier": "d%d", "type": "DU", "versions": {"version": "1.%d"}}\n' % (n, n)
+
+    first = checked(await admin.api.post("/devices-import", content=lines(), headers=NDJSON), 200)
+    assert (first["created"], first["failed"]) == (2_500, 0)
+    exported = await admin.api.get("/devices-export")
+    assert exported.headers["content-type"] == "application/x-ndjson"
+    assert len(exported.content.splitlines()) == 2_500
+    again = checked(await admin.api.post("/devices-import", content=exported.content, headers=NDJSON), 200)
+    assert (again["created"], again["replaced"], again["failed"]) == (0, 2_500, 0)
+    assert sorted((await admin.api.get("/devices-export?type=DU")).content.splitlines()) == sorted(
+        exported.content.splitlines()
+    )
+    assert (await admin.api.get("/devices-export?type=B")).content == b""
+    problem(await admin.api.get("/devices-export?colour=1"), 422)
+
+
+async def test_only_the_first_hundred_errors_are_shown(admin: Admin) -> None:
+    answer = checked(await admin.api.post("/devices-import", content="x\n" * 250, headers=NDJSON), 200)
+    assert (answer["failed"], len(answer["errors"])) == (250, 100)
+
+
+@pytest.mark.parametrize("content_type", ["text/csv", "application/json", "text/plain"])
+async def test_other_formats_are_refused(admin: Admin, content_type: str) -> None:
+    answer = await admin.api.post("/devices-import", content=b"{}", headers={"Content-Type": content_type})
+    document = problem(answer, 415)
+    assert ("CSV is not available yet" in document["detail"]) == (content_type == "text/csv")
+
+
+async def test_a_line_without_an_end_is_refused(admin: Admin) -> None:
+    document = problem(
+        await admin.api.post("/devices-import", content=b"x" * (LINE_MAX_BYTES + 1), headers=NDJSON), 422
+    )
+    assert "Line 1" in document["detail"]
+
+
+# ---- offers and checks
+
+
+async def test_a_devices_offers_are_shown_open_and_settled(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    assert checked(await admin.api.get("/offers?device=DU_1"), 200) == {"items": [], "next_cursor": None}
+    firmware = [await admin.create_firmware(f"1.{n}") for n in (1, 2)]
+    for n, document in enumerate(firmware):
+        offer = OpenOffer(
+            module="main",
+            firmware_id=document["id"],
+            version_attribute="version",
+            version=document["version"],
+            from_version="1.0",
+            command_ids=(98_310 + n,),
+            offered_at_ms=1_700_000_000_000 + n,
+        )
+        await admin.context.offers.record_offer("DU_1", offer)
+        if n == 0:
+            await admin.context.offers.settle_offer(
+                "DU_1", offer, Outcome.FAILED, code="other_version", settled_at_ms=1_700_000_001_000
+            )
+    still_open, settled = checked(await admin.api.get("/offers?device=DU_1"), 200)["items"]
+    assert still_open == {
+        "firmware_id": firmware[1]["id"],
+        "module": "main",
+        "version": "1.2",
+        "from_version": "1.0",
+        "version_attribute": "version",
+        "command_ids": [98_311],
+        "offered_at": "2023-11-14T22:13:20.001Z",
+        "outcome": "offered",
+        "code": None,
+        "settled_at": None,
+    }
+    assert (settled["outcome"], settled["code"]) == ("failed", "other_version")
+    assert settled["settled_at"] == "2023-11-14T22:13:21.000Z"
+    counters = checked(await admin.api.get(f"/firmware/{firmware[0]['id']}"), 200)["counters"]
+    assert counters["failed"] == 1
+
+
+async def test_the_dry_run_says_why_for_each_firmware(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    names = {
+        (await admin.create_firmware("1.3", enabled="false"))["id"]: ["disabled"],
+        (await admin.create_firmware("1.4", devices=["DU_2"]))["id"]: ["not_selected"],
+        (await admin.create_firmware("1.5", source_versions=["0.9"]))["id"]: ["source_version_differs"],
+        (await admin.create_firmware("1.0"))["id"]: ["same_version"],
+        (await admin.create_firmware("0.9"))["id"]: ["not_newer"],
+        (await admin.create_firmware("1.1"))["id"]: ["outranked"],
+    }
+    best = await admin.create_firmware("1.2")
+    document = checked(await admin.api.get("/check?device=DU_1"), 200)
+    assert document["current_version"] == "1.0"
+    assert (document["event"], document["version_attribute"], document["reason"]) == ("otaCheck", "version", None)
+    assert document["offer"]["firmware_id"] == best["id"]
+    assert document["offer"]["url"] == best["url"]
+    assert {entry["id"]: entry["reasons"] for entry in document["firmware"]} == names | {best["id"]: []}
+    assert [entry["chosen"] for entry in document["firmware"]].count(True) == 1
+    for entry in document["firmware"]:
+        assert len(entry["explanations"]) == len(entry["reasons"])
+        assert all(text.endswith(".") for text in entry["explanations"])
+
+
+@pytest.mark.parametrize("case", ["no_rule", "no_firmware", "no_version", "none_newer"])
+async def test_where_there_is_no_offer_the_dry_run_says_why(admin: Admin, case: str) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={} if case == "no_version" else {"version": "1.0"})
+    if case != "no_firmware":
+        await admin.create_firmware("1.0" if case == "none_newer" else "1.1")
+    if case == "no_rule":
+        rule = checked(await admin.api.get("/rules"), 200)["items"][0]
+        await admin.api.patch(f"/rules/{rule['id']}", json={"enabled": False})
+    document = checked(await admin.api.get("/check?device=DU_1"), 200)
+    assert (document["offer"], document["reason"]) == (None, case)
+    assert not any(entry["chosen"] for entry in document["firmware"])
+    expected = {"no_rule": ["no_rule"], "no_version": ["current_version_unknown"], "none_newer": ["same_version"]}
+    assert all(entry["reasons"] == expected[case] for entry in document["firmware"])

@@ -1,0 +1,317 @@
+"""Format, command ids, idempotency, heartbeats and durability on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from redis.asyncio import Redis
+
+from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError
+from ota_hook.model import COMMAND_ID_LIMIT
+from ota_hook.ports import Begun, Replay
+from ota_hook.state.command_ids import RedisCommandIds
+from ota_hook.state.connection import Script, connect_redis
+from ota_hook.state.durability import DurableWriter, list_risks
+from ota_hook.state.format import open_layout
+from ota_hook.state.heartbeat import Heartbeat
+from ota_hook.state.idempotency import ANSWER_MAX_BYTES, RedisIdempotency
+from ota_hook.state.keys import Keys
+from tests.integration.waiting import eventually
+
+# ---- format
+
+
+async def test_the_number_of_buckets_is_fixed_by_the_first_process(redis: Redis, keys: Keys) -> None:
+    prefix = f"{keys.prefix}:new"
+    layouts = await asyncio.gather(*(open_layout(redis, prefix=prefix, buckets=n) for n in (4, 8, 12, 16)))
+    assert len(set(layouts)) == 1
+    assert await open_layout(redis, prefix=prefix) == layouts[0]
+
+
+async def test_a_newer_format_is_refused(redis: Redis, keys: Keys) -> None:
+    await redis.hset(keys.meta, "format", "2")
+    with pytest.raises(ConfigurationError, match="format 2"):
+        await open_layout(redis, prefix=keys.prefix)
+
+
+@pytest.mark.parametrize(("field", "value"), [("format", "x"), ("format", "0"), ("buckets", "0"), ("buckets", "many")])
+async def test_a_meta_key_that_is_not_ours_is_refused(redis: Redis, keys: Keys, field: str, value: str) -> None:
+    await redis.hset(keys.meta, field, value)
+    with pytest.raises(ConfigurationError, match="not this program's"):
+        await open_layout(redis, prefix=keys.prefix)
+
+
+@pytest.mark.parametrize("prefix", ["", "a{b}", "a*", "p" * 65, "ü", "a b"])
+async def test_a_prefix_that_would_break_the_keys_is_refused(redis: Redis, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="prefix"):
+        await open_layout(redis, prefix=prefix)
+
+
+async def test_a_number_of_buckets_out_of_range_is_refused(redis: Redis, keys: Keys) -> None:
+    for buckets in (0, -1, 2**25):
+        with pytest.raises(ConfigurationError, match="buckets"):
+            await open_layout(redis, prefix=keys.prefix, buckets=buckets)
+
+
+def test_a_url_that_can_not_be_read_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="URL"):
+        connect_redis("http://secret:password@host")
+
+
+async def test_a_refused_password_is_a_configuration_error_that_does_not_tell_it(redis: Redis, redis_url: str) -> None:
+    await redis.acl_setuser("guest", enabled=True, passwords=["+right"], commands=["+@all"], keys=["*"])
+    client = connect_redis(redis_url.replace("unix://", "unix://guest:wr0ng@"))
+    with pytest.raises(ConfigurationError) as refused:
+        await open_layout(client)
+    assert "wr0ng" not in str(refused.value)
+    await client.aclose()
+    await redis.acl_deluser("guest")
+
+
+# ---- command ids
+
+
+async def test_ids_are_unique_positive_and_increasing_in_one_process(redis: Redis, keys: Keys) -> None:
+    ids = RedisCommandIds(redis, keys, block=10)
+    taken = [await ids.next_id() for _ in range(105)]
+    assert taken == sorted(set(taken))
+    assert taken[0] > 0
+    await ids.close()
+
+
+async def test_ids_are_unique_over_processes_and_tasks(redis_url: str, keys: Keys) -> None:
+    clients = [connect_redis(redis_url) for _ in range(3)]
+    processes = [RedisCommandIds(client, keys, block=7) for client in clients]
+    taken = await asyncio.gather(*(ids.next_id() for _ in range(200) for ids in processes))
+    assert len(set(taken)) == 600
+    for ids, client in zip(processes, clients, strict=True):
+        await ids.close()
+        await client.aclose()
+
+
+async def test_ids_inside_a_block_come_without_redis(redis: Redis, keys: Keys) -> None:
+    ids = RedisCommandIds(redis, keys, block=1_000)
+    first = await ids.next_id()
+    commands = await commands_processed(redis)
+    assert [await ids.next_id() for _ in range(400)] == list(range(first + 1, first + 401))
+    assert await commands_processed(redis) - commands <= 1  # the question itself
+    await ids.close()
+
+
+async def test_an_id_without_redis_is_a_dependency_error_for_all_who_wait(keys: Keys) -> None:
+    client = connect_redis("unix:///nonexistent/redis.sock")
+    ids = RedisCommandIds(client, keys)
+    answers = await asyncio.gather(*(ids.next_id() for _ in range(5)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [DependencyError] * 5
+    await ids.close()
+    await client.aclose()
+
+
+async def test_ids_continue_once_redis_is_back(redis: Redis, keys: Keys) -> None:
+    await redis.set(keys.command_ids, "not a number")
+    ids = RedisCommandIds(redis, keys, block=5)
+    with pytest.raises(DependencyError):
+        await ids.next_id()
+    await redis.delete(keys.command_ids)
+    assert await ids.next_id() == 1
+    await ids.close()
+
+
+async def test_one_who_gives_up_does_not_take_the_block_from_the_others(redis: Redis, keys: Keys) -> None:
+    ids = RedisCommandIds(redis, keys, block=3)
+    impatient = asyncio.create_task(ids.next_id())
+    patient = asyncio.create_task(ids.next_id())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await impatient
+    assert await patient in {1, 2}
+    await ids.close()
+
+
+async def test_ids_stop_below_two_to_the_53(redis: Redis, keys: Keys) -> None:
+    await redis.set(keys.command_ids, COMMAND_ID_LIMIT - 11)
+    ids = RedisCommandIds(redis, keys, block=10)
+    taken = [await ids.next_id() for _ in range(10)]
+    assert max(taken) == COMMAND_ID_LIMIT - 1
+    with pytest.raises(DependencyError, match="used up"):
+        await ids.next_id()
+    await ids.close()
+
+
+# ---- idempotency
+
+
+@pytest.fixture
+def idempotency(redis: Redis, keys: Keys) -> RedisIdempotency:
+    return RedisIdempotency(redis, keys, keep_ms=60_000, lock_ms=30_000)
+
+
+async def test_a_request_runs_once_and_is_answered_the_same_again(idempotency: RedisIdempotency) -> None:
+    begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(begun, Begun)
+    await idempotency.finish(begun, status=201, headers={"etag": '"1"'}, body=b"\x00\xff{}")
+    again = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert again == Replay(status=201, headers={"etag": '"1"'}, body=b"\x00\xff{}")
+
+
+async def test_another_body_under_the_same_key_is_refused(idempotency: RedisIdempotency) -> None:
+    begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(begun, Begun)
+    with pytest.raises(InputError):
+        await idempotency.begin("token", "POST /rules", "k", "other")
+    await idempotency.finish(begun, status=201, headers={}, body=b"")
+    with pytest.raises(InputError):
+        await idempotency.begin("token", "POST /rules", "k", "other")
+
+
+async def test_the_same_key_of_another_token_or_route_is_another_request(idempotency: RedisIdempotency) -> None:
+    for token, route in (("a", "b"), ("a", "c"), ("ab", ""), ("", "ab")):
+        assert isinstance(await idempotency.begin(token, route, "k", "digest"), Begun)
+
+
+async def test_of_requests_at_once_one_runs_and_the_others_conflict(idempotency: RedisIdempotency) -> None:
+    answers = await asyncio.gather(
+        *(idempotency.begin("token", "POST /rules", "k", "digest") for _ in range(10)), return_exceptions=True
+    )
+    assert sorted(type(answer).__name__ for answer in answers) == ["Begun"] + ["ConflictError"] * 9
+
+
+async def test_an_abandoned_request_may_run_again(idempotency: RedisIdempotency) -> None:
+    begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(begun, Begun)
+    await idempotency.abandon(begun)
+    assert isinstance(await idempotency.begin("token", "POST /rules", "k", "other"), Begun)
+
+
+async def test_a_process_that_died_frees_its_request_and_can_not_answer_for_its_successor(
+    redis: Redis, keys: Keys
+) -> None:
+    idempotency = RedisIdempotency(redis, keys, lock_ms=50)
+    died = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(died, Begun)
+
+    async def is_free() -> bool:
+        return not await redis.exists(died.key)
+
+    await eventually(is_free, what="the end of the lock")
+    idempotency = RedisIdempotency(redis, keys)
+    successor = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(successor, Begun)
+    await idempotency.finish(died, status=500, headers={}, body=b"late")
+    await idempotency.abandon(died)
+    with pytest.raises(ConflictError):
+        await idempotency.begin("token", "POST /rules", "k", "digest")
+    await idempotency.finish(successor, status=201, headers={}, body=b"")
+    assert isinstance(await idempotency.begin("token", "POST /rules", "k", "digest"), Replay)
+
+
+async def test_an_answer_too_long_to_keep_does_not_run_again(idempotency: RedisIdempotency) -> None:
+    begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(begun, Begun)
+    await idempotency.finish(begun, status=200, headers={}, body=b"x" * (ANSWER_MAX_BYTES + 1))
+    with pytest.raises(ConflictError, match="too long"):
+        await idempotency.begin("token", "POST /rules", "k", "digest")
+
+
+async def test_answers_are_kept_for_24_hours(redis: Redis, keys: Keys) -> None:
+    idempotency = RedisIdempotency(redis, keys)
+    begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+    assert isinstance(begun, Begun)
+    await idempotency.finish(begun, status=201, headers={}, body=b"")
+    assert 86_390 < await redis.ttl(begun.key) <= 86_400
+
+
+# ---- heartbeats
+
+
+async def test_live_processes_are_counted_until_they_leave(redis: Redis, keys: Keys) -> None:
+    one, two = Heartbeat(redis, keys), Heartbeat(redis, keys)
+    assert await one.count_live() == 0
+    await one.beat()
+    await one.beat()
+    await two.beat()
+    assert await two.count_live() == 2
+    await one.remove()
+    assert await two.count_live() == 1
+
+
+async def test_a_process_that_falls_silent_is_not_counted_and_is_swept_out(redis: Redis, keys: Keys) -> None:
+    silent, other = Heartbeat(redis, keys, ttl_ms=30), Heartbeat(redis, keys)
+    await silent.beat()
+
+    async def is_alone() -> bool:
+        return await other.count_live() == 0
+
+    await eventually(is_alone, what="the silence")
+    await other.beat()
+    assert await redis.zcard(keys.live_hooks) == 1
+
+
+# ---- durability
+
+SET = Script("return redis.call('SET', KEYS[1], ARGV[1])")
+
+
+async def test_a_write_is_confirmed_where_the_server_has_no_waitaof(redis: Redis, keys: Keys) -> None:
+    key = f"{keys.prefix}:written"
+    assert await DurableWriter(redis).write(SET, [([key], ["1"]), ([key], ["2"])]) == ([b"OK", b"OK"], None)
+    assert await redis.get(key) == b"2"
+
+
+async def test_a_write_that_its_replicas_do_not_confirm_says_that_it_happened(redis: Redis, keys: Keys) -> None:
+    key = f"{keys.prefix}:written"
+    writer = DurableWriter(redis, replicas=1, wait_ms=10)
+    with pytest.raises(DependencyError, match="It was written, but 1 replica"):
+        await writer.write_or_fail(SET, [([key], ["1"])])
+    assert await redis.get(key) == b"1"
+
+
+async def test_a_script_that_redis_forgot_is_sent_again(redis: Redis, keys: Keys) -> None:
+    key = f"{keys.prefix}:written"
+    assert await SET.run(redis, [key], ["1"]) == b"OK"
+    await redis.script_flush()
+    assert await SET.run(redis, [key], ["2"]) == b"OK"
+    await redis.script_flush()
+    assert (await DurableWriter(redis).write(SET, [([key], ["3"])]))[0] == [b"OK"]
+    assert await redis.get(key) == b"3"
+
+
+async def test_a_script_that_fails_is_a_dependency_error(redis: Redis, keys: Keys) -> None:
+    await redis.rpush(f"{keys.prefix}:list", "1")
+    writer = DurableWriter(redis)
+    with pytest.raises(DependencyError, match="WRONGTYPE"):
+        await writer.write(Script("return redis.call('INCR', KEYS[1])"), [([f"{keys.prefix}:list"], [])])
+
+
+async def test_the_embedded_redis_has_no_risks_and_a_forgetful_one_has_them_in_plain_words(redis: Redis) -> None:
+    assert await list_risks(redis) == []
+    await redis.config_set("appendfsync", "no")
+    assert any("power cut" in risk for risk in await list_risks(redis))
+    await redis.config_set("appendfsync", "everysec")
+    await redis.config_set("maxmemory", "1gb")
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    assert any("evicts" in risk for risk in await list_risks(redis))
+    await redis.config_set("appendonly", "no")
+    assert any("append-only" in risk for risk in await list_risks(redis))
+    for name, value in (
+        ("maxmemory", "0"),
+        ("maxmemory-policy", "noeviction"),
+        ("appendfsync", "always"),
+        ("appendonly", "yes"),
+    ):
+        await redis.config_set(name, value)
+
+
+async def test_risks_that_can_not_be_checked_are_said_so(redis: Redis, redis_url: str) -> None:
+    await redis.acl_setuser("shy", enabled=True, nopass=True, commands=["+@all", "-config"], keys=["*"])
+    client = connect_redis(redis_url.replace("unix://", "unix://shy:@"))
+    assert any("could not be checked" in risk for risk in await list_risks(client))
+    await client.aclose()
+    await redis.acl_deluser("shy")
+
+
+async def commands_processed(redis: Redis) -> int:
+    return int((await redis.info("stats"))["total_commands_processed"])
