@@ -33,7 +33,7 @@ lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codesp
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
 	@$(BIN)/python -m mypy.stubtest ota_hook._matcher --concise
-	@$(BIN)/cython-lint ota_hook
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ota_hook
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 

@@ -23,13 +23,13 @@ def generate_stubs() -> None:
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)  # noqa: S603
 
 
-class BuildPy(build_py):
+class BuildPy(build_py):  # type: ignore[misc]
     def run(self) -> None:
         generate_stubs()
         super().run()
 
 
-class BuildExt(build_ext):
+class BuildExt(build_ext):  # type: ignore[misc]
     def run(self) -> None:
         generate_stubs()  # an editable install runs build_ext alone
         super().run()
@@ -37,7 +37,7 @@ class BuildExt(build_ext):
 
 setup(
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    ext_modules=cythonize(
+    ext_modules=cythonize(  # type: ignore[no-untyped-call]
         [
             Extension(
                 "ota_hook._matcher",

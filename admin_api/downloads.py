@@ -217,6 +217,8 @@ class PackageResponse(Response):
                 if gone.done():
                     return
             await send({"type": "http.response.body", "body": self._tail, "more_body": False})
+        except TimeoutError:
+            return  # the server ends a connection whose answer is left unfinished
         finally:
             gone.cancel()
             await asyncio.shield(self._reader.close())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
+from io import SEEK_END
 from types import TracebackType
 from typing import IO, Any, BinaryIO, Final, Self, cast
 from urllib.parse import quote, urlsplit
@@ -85,9 +86,6 @@ class ApiClient:
     def close(self) -> None:
         self._http.close()
 
-    path = staticmethod(api_path)
-    """For who has a client in hand and need not import this module, which brings httpx, to spell a path."""
-
     # ---- documents
 
     def get(self, path: str, **query: object) -> Document:
@@ -141,7 +139,7 @@ class ApiClient:
         nobody) one empty field. Fields go first, so that a refusal need not wait for the bytes.
         """
         form = {name: ([""] if value == [] else value) for name, value in _given(fields).items()}
-        source = cast("IO[bytes]", _CountedReader(package, progress) if progress else package)
+        source = cast("IO[bytes]", _PackageReader(package, progress or (lambda _: None)))
         return _read_document(
             self._ask(
                 "POST",
@@ -209,8 +207,6 @@ class ApiClient:
             raise DependencyError(
                 f"The service at {self.base_url} stopped answering.", mend="Whether it did what was asked is not known."
             ) from exc
-        except httpx.LocalProtocolError as exc:
-            raise InputError(f"What was to be sent changed meanwhile: {exc}.", mend="Send it again.") from exc
         except (*_CUTS, httpx.DecodingError) as exc:
             raise DependencyError(
                 f"The connection to {self.base_url} broke: {str(exc).rstrip('.') or 'it was cut'}.",
@@ -256,16 +252,23 @@ class ApiClient:
         )
 
 
-class _CountedReader:
-    """A file that tells how far it was read. httpx measures it by seeking."""
+class _PackageReader:
+    """A file that tells how far it was read, and that it changed: its length is promised before its first byte goes.
+
+    httpx takes the length by seeking and reads from the start.
+    """
 
     def __init__(self, file: BinaryIO, progress: Progress) -> None:
         self._file = file
         self._progress = progress
+        self._size_bytes = file.seek(0, SEEK_END)
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        self._progress(self._file.tell())
+        done = self._file.tell()
+        if done > self._size_bytes or (not data and done < self._size_bytes):
+            raise InputError("The file changed while it was sent.", mend="Send it again.")
+        self._progress(done)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:

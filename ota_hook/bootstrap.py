@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -180,10 +181,12 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
         )
         state.metrics.catalogue_revision.set_function(lambda: catalogue.current.revision)
         for kind in DocumentKind:
-            state.metrics.refused_documents.labels(kind.value).set_function(
-                lambda kind=kind: sum(refused.kind is kind for refused in catalogue.refused)
-            )
+            state.metrics.refused_documents.labels(kind.value).set_function(partial(_count_refused, catalogue, kind))
         yield state
+
+
+def _count_refused(catalogue: RedisCatalogue, kind: DocumentKind) -> int:
+    return sum(refused.kind is kind for refused in catalogue.refused)
 
 
 # ---- the hook

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import orjson
 import typer
 
+from ota_hook.cli_catalogue import devices, rules, types
+from ota_hook.cli_firmware import check, firmware
 from ota_hook.cli_simulation import demo, fleet
 from ota_hook.errors import ConfigurationError, OtaHookError
 from ota_hook.log import configure_logging
@@ -233,6 +235,11 @@ def admin(
 
 app.command()(demo)
 app.command()(fleet)
+app.add_typer(types, name="types")
+app.add_typer(devices, name="devices")
+app.add_typer(firmware, name="firmware")
+app.add_typer(rules, name="rules")
+app.command()(check)
 
 
 @app.command()

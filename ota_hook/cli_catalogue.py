@@ -62,7 +62,7 @@ def list_types(session: Session, *, limit: LimitOption = None) -> None:
     \b
     Example: ota-hook types list
     """
-    session.show_list(session.api.each(session.api.path("device-types")), _TYPE_COLUMNS, _type_row, limit=limit)
+    session.show_list(session.api.each(session.path("device-types")), _TYPE_COLUMNS, _type_row, limit=limit)
 
 
 def _type_row(entry: Document) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def show_type(session: Session, *, key: KeyArgument) -> None:
     \b
     Example: ota-hook types show tracker
     """
-    document = session.api.get(session.api.path("device-types", key))
+    document = session.api.get(session.path("device-types", key))
     session.show(document, [*zip((column.title for column in _TYPE_COLUMNS), _type_row(document), strict=True)])
 
 
@@ -134,7 +134,7 @@ def put_type(
         "auto_register": auto_register,
     }
     fields = {field: value for field, value in given.items() if value is not None}
-    document, created = put_or_change(session.api, session.api.path("device-types", key), fields, fields)
+    document, created = put_or_change(session.api, session.path("device-types", key), fields, fields)
     session.answer(document, f"The device type {key!r} is {'created' if created else 'as you say'}.")
 
 
@@ -146,7 +146,7 @@ def delete_type(session: Session, *, key: KeyArgument) -> None:
     \b
     Example: ota-hook types delete tracker
     """
-    session.api.delete(session.api.path("device-types", key))
+    session.api.delete(session.path("device-types", key))
     session.answer({"deleted": key}, f"The device type {key!r} is deleted.")
 
 
@@ -163,7 +163,7 @@ def list_devices(session: Session, *, device_type: TypeFilter = None, limit: Lim
     \b
     Example: ota-hook devices list --type tracker --limit 20
     """
-    entries = session.api.each(session.api.path("devices"), type=device_type)
+    entries = session.api.each(session.path("devices"), type=device_type)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
 
@@ -184,8 +184,8 @@ def show_device(session: Session, *, identifier: DeviceArgument) -> None:
     \b
     Example: ota-hook devices show DU_7VFGiJjjv8QoS
     """
-    document = session.api.get(session.api.path("devices", identifier))
-    offers = list(session.api.each(session.api.path("offers"), device=identifier))
+    document = session.api.get(session.path("devices", identifier))
+    offers = list(session.api.each(session.path("offers"), device=identifier))
     if session.terminal.as_json:
         session.terminal.write_json({**document, "offers": offers})
         return
@@ -250,7 +250,7 @@ def put_device(
     known = {attribute: text for attribute, text in versions.items() if text is not None}
     document, created = put_or_change(
         session.api,
-        session.api.path("devices", identifier),
+        session.path("devices", identifier),
         {"type": device_type, "versions": known},
         {"type": device_type, "versions": versions},
     )
@@ -272,7 +272,7 @@ def delete_device(session: Session, *, identifier: DeviceArgument) -> None:
     \b
     Example: ota-hook devices delete DU_7VFGiJjjv8QoS
     """
-    session.api.delete(session.api.path("devices", identifier))
+    session.api.delete(session.path("devices", identifier))
     session.answer({"deleted": identifier}, f"The device {identifier!r} is deleted.")
 
 
@@ -296,7 +296,7 @@ def import_devices(
     chunks, size_bytes = open_input(file)
     with session.terminal.progress(f"sending {file}", size_bytes) as progress:
         done = session.api.send_lines(
-            "POST", session.api.path("devices-import"), _counted(chunks, progress), dry_run=dry_run or None
+            "POST", session.path("devices-import"), _counted(chunks, progress), dry_run=dry_run or None
         )
     for error in done["errors"]:
         session.terminal.note(f"line {error['line']}: {error['detail']}")
@@ -338,7 +338,7 @@ def export_devices(
         raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
     count = written_bytes = 0
     with (
-        session.api.receive_lines(session.api.path("devices-export"), type=device_type) as chunks,
+        session.api.receive_lines(session.path("devices-export"), type=device_type) as chunks,
         session.terminal.progress(f"receiving {file}", None, shown=not to_stdout) as progress,
         session.terminal.raw_output() if to_stdout else _whole_file(file) as output,
     ):
@@ -393,7 +393,7 @@ def list_rules(session: Session, *, device_type: TypeFilter = None, limit: Limit
     \b
     Example: ota-hook rules list --type tracker
     """
-    entries = session.api.each(session.api.path("rules"), device_type=device_type)
+    entries = session.api.each(session.path("rules"), device_type=device_type)
     session.show_list(entries, _RULE_COLUMNS, _rule_row, limit=limit)
 
 
@@ -436,7 +436,7 @@ def add_rule(
     }
     if name is not None:
         fields["name"] = name
-    document, created = session.api.post(session.api.path("rules"), fields)
+    document, created = session.api.post(session.path("rules"), fields)
     if document["notice"]:
         session.terminal.note(document["notice"])
     session.answer(document, f"The rule {document['id']} {'is added' if created else 'is there already'}.")
@@ -450,7 +450,7 @@ def delete_rule(session: Session, *, rule_id: RuleArgument) -> None:
     \b
     Example: ota-hook rules delete 01JZ0000000000000000000000
     """
-    session.api.delete(session.api.path("rules", rule_id))
+    session.api.delete(session.path("rules", rule_id))
     session.answer({"deleted": rule_id}, f"The rule {rule_id} is deleted.")
 
 
@@ -477,5 +477,5 @@ def disable_rule(session: Session, *, rule_id: RuleArgument) -> None:
 
 
 def _switch_rule(session: Session, rule_id: str, *, enabled: bool) -> None:
-    document = session.api.patch(session.api.path("rules", rule_id), {"enabled": enabled})
+    document = session.api.patch(session.path("rules", rule_id), {"enabled": enabled})
     session.answer(document, f"The rule {rule_id} ({document['name']}) is {'enabled' if enabled else 'disabled'}.")

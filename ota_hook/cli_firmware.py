@@ -56,7 +56,7 @@ def list_firmware(session: Session, *, device_type: TypeFilter = None, limit: Li
     \b
     Example: ota-hook firmware list --type tracker
     """
-    entries = session.api.each(session.api.path("firmware"), device_type=device_type)
+    entries = session.api.each(session.path("firmware"), device_type=device_type)
     session.show_list(entries, _COLUMNS, _row, limit=limit)
 
 
@@ -91,7 +91,7 @@ def show_firmware(session: Session, *, firmware_id: FirmwareArgument) -> None:
     \b
     Example: ota-hook firmware show 01JZ0000000000000000000000
     """
-    _show(session, session.api.get(session.api.path("firmware", firmware_id)))
+    _show(session, session.api.get(session.path("firmware", firmware_id)))
 
 
 def _show(session: Session, entry: Document) -> None:
@@ -197,7 +197,7 @@ def _upload(session: Session, file: Path, fields: Document) -> Document:
 
 
 def _send_long_list(session: Session, entry: Document, identifiers: Iterator[str]) -> Document:
-    path = session.api.path("firmware", entry["id"])
+    path = session.path("firmware", entry["id"])
     try:
         _set_devices(session, "PUT", entry["id"], identifiers)
     except OtaHookError as exc:
@@ -234,7 +234,7 @@ def disable_firmware(session: Session, *, firmware_id: FirmwareArgument) -> None
 
 
 def _switch(session: Session, firmware_id: str, *, enabled: bool) -> None:
-    entry = session.api.patch(session.api.path("firmware", firmware_id), {"enabled": enabled})
+    entry = session.api.patch(session.path("firmware", firmware_id), {"enabled": enabled})
     state = f"enabled, for {_audience(entry)}" if enabled else "disabled"
     session.answer(entry, f"The firmware {_called(entry)} is {state}.")
 
@@ -253,7 +253,7 @@ def release_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: Ye
     \b
     Example: ota-hook firmware release 01JZ0000000000000000000000
     """
-    path = session.api.path("firmware", firmware_id)
+    path = session.path("firmware", firmware_id)
     entry = session.api.get(path)
     if entry["devices_count"] is None:
         session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)} already.")
@@ -277,7 +277,7 @@ def _ask_first(session: Session, question: str) -> None:
 
 def _count_of_type(session: Session, device_type: str) -> str:
     """How many devices a type has, as far as one page tells."""
-    page = session.api.get(session.api.path("devices"), type=device_type, limit=_COUNTED_AT_ONCE)
+    page = session.api.get(session.path("devices"), type=device_type, limit=_COUNTED_AT_ONCE)
     more = "" if page["next_cursor"] is None else "at least "
     return more + count_text(len(page["items"]), "device")
 
@@ -319,7 +319,7 @@ def firmware_devices(
 
 
 def _print_devices(session: Session, firmware_id: str) -> None:
-    path = session.api.path("firmware", firmware_id)
+    path = session.path("firmware", firmware_id)
     entry = session.api.get(path)
     if entry["devices_count"] is None:
         if session.terminal.as_json:
@@ -339,7 +339,7 @@ def _print_devices(session: Session, firmware_id: str) -> None:
 
 
 def _set_devices(session: Session, method: str, firmware_id: str, identifiers: Iterable[str]) -> Document:
-    path = session.api.path("firmware", firmware_id)
+    path = session.path("firmware", firmware_id)
     lines = (orjson.dumps(identifier) + b"\n" for identifier in identifiers)
     return session.api.send_lines(method, f"{path}/devices", _joined(lines))
 
@@ -388,7 +388,7 @@ def delete_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: Yes
     \b
     Example: ota-hook firmware delete 01JZ0000000000000000000000
     """
-    path = session.api.path("firmware", firmware_id)
+    path = session.path("firmware", firmware_id)
     entry = session.api.get(path)
     if not yes:
         _ask_first(session, f"Delete {_called(entry)} of the type {entry['device_type']!r} for good?")
@@ -415,7 +415,7 @@ def check(
     \b
     Example: ota-hook check DU_7VFGiJjjv8QoS
     """
-    answer = session.api.get(session.api.path("check"), device=identifier, module=module)
+    answer = session.api.get(session.path("check"), device=identifier, module=module)
     terminal = session.terminal
     if terminal.as_json:
         terminal.write_json(answer)

@@ -73,6 +73,13 @@ class Session:
     api: ApiClient
     terminal: Terminal
 
+    @staticmethod
+    def path(*segments: str) -> str:
+        """`("devices", "a b")` → `/devices/a%20b`."""
+        from ota_hook.api_client import api_path  # noqa: PLC0415 - see above
+
+        return api_path(*segments)
+
     def answer(self, document: Document, text: str) -> None:
         """What was done, in a line."""
         if self.terminal.as_json:

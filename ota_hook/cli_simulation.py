@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 import orjson
 import typer
@@ -162,7 +163,7 @@ def fleet(
 def _register(session: Session, device_type: str, identifiers: list[str]) -> None:
     """Create the type where it is missing (one that is there stays as it is) and register the devices under it."""
     with contextlib.suppress(ConflictError):
-        session.api.put(session.path("device-types", device_type), {"name": device_type}, only_new=True)
+        session.api.put(f"/device-types/{quote(device_type, safe='')}", {"name": device_type}, only_new=True)
     lines = (orjson.dumps({"identifier": name, "type": device_type}) + b"\n" for name in identifiers)
     answer = session.api.send_lines("POST", "/devices-import", lines)
     if answer["failed"]:

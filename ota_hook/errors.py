@@ -44,4 +44,7 @@ class ConflictError(OtaHookError):
 
 
 class DependencyError(OtaHookError):
-    """Redis, the package store or the broker does not answer (503). Nothing was changed; try again."""
+    """Redis, the package store or the broker does not answer (503). Try again.
+
+    Nothing was changed, unless `detail` says that it was or that this is not known.
+    """

@@ -191,7 +191,8 @@ def load_settings(*, flags: Mapping[str, Any], environ: Mapping[str, str], confi
         return Settings.model_validate(values)
     except ValidationError as exc:
         faults = [_describe_fault(error["loc"], error["msg"]) for error in exc.errors(include_input=False)]
-        raise ConfigurationError("; ".join(faults) + ".") from exc
+        text = "; ".join(faults)
+        raise ConfigurationError(text if text.endswith((".", "?")) else text + ".") from exc
 
 
 def _describe_fault(location: tuple[int | str, ...], message: str) -> str:
@@ -208,7 +209,7 @@ def _read_file(path: Path, known: set[str]) -> dict[str, Any]:
         raise ConfigurationError(f"The file {path} is not TOML: {exc}.") from exc
     for name in values:
         if name not in known:
-            raise ConfigurationError(f"The file {path} sets {name!r}, which is no setting{_nearest(name, known)}.")
+            raise ConfigurationError(f"The file {path} sets {name!r}, which is no setting{_nearest(name, known)}")
     return values
 
 
@@ -220,7 +221,7 @@ def _read_environment(environ: Mapping[str, str], known: set[str]) -> dict[str, 
             continue
         name = by_variable.get(variable)
         if name is None:
-            raise ConfigurationError(f"{variable} is no setting{_nearest(variable, by_variable)}.")
+            raise ConfigurationError(f"{variable} is no setting{_nearest(variable, by_variable)}")
         if text:  # an empty variable is how compose files and unit files say "unset"
             values[name] = text
     return values
@@ -228,4 +229,4 @@ def _read_environment(environ: Mapping[str, str], known: set[str]) -> dict[str, 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return f"; did you mean {matches[0]}?" if matches else "."

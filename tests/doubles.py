@@ -104,6 +104,9 @@ class MemoryDevices:
     async def delete_device(self, identifier: str) -> bool:
         return self.devices.pop(identifier, None) is not None
 
+    async def count_unknown(self, identifiers: Sequence[str]) -> int:
+        return sum(identifier not in self.devices for identifier in identifiers)
+
     async def import_devices(self, devices: Sequence[tuple[str, str, Mapping[str, str] | None]]) -> tuple[int, int]:
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import orjson
 
-from ota_hook.api_client import ApiClient, Document, api_path
+from ota_hook.api_client import ApiClient, Document
 from ota_hook.errors import OtaHookError
 from ota_hook.standin.fleet import DeviceProgress
 
@@ -107,7 +107,7 @@ def prepare(api: ApiClient) -> DemoPlan:
 
     Blocks. Raises what the API's client raises.
     """
-    api.put(api_path("device-types", DEVICE_TYPE), {"name": "Demo sensor"})
+    api.put(f"/device-types/{DEVICE_TYPE}", {"name": "Demo sensor"})
     identifiers = [identifier for group in GROUPS for identifier in group.identifiers]
     lines = (orjson.dumps({"identifier": name, "type": DEVICE_TYPE}) + b"\n" for name in identifiers)
     if (answer := api.send_lines("POST", "/devices-import", lines))["failed"]:
@@ -142,7 +142,7 @@ def _bring(api: ApiClient, firmware: DemoFirmware, there: Document | None) -> st
         filename = f"{firmware.name.replace(' ', '-')}-{firmware.version}.bin"
         there = api.upload_firmware(io.BytesIO(os.urandom(firmware.size_bytes)), filename=filename, fields=fields)
     elif not there["enabled"]:
-        api.patch(api_path("firmware", there["id"]), {"enabled": True})
+        api.patch(f"/firmware/{there['id']}", {"enabled": True})
     return str(there["id"])
 
 

@@ -65,10 +65,16 @@ class Admin:
     async def upload(self, version: str = "1.1", content: bytes = b"firmware", **fields: Any) -> httpx.Response:
         """POST a firmware of DU; list values become repeated fields, None leaves a field out."""
         filename = fields.pop("filename", "fw.bin")
-        form = {name: value for name, value in ({"device_type": "DU", "version": version} | fields).items() if value is not None}
+        form = {
+            name: value
+            for name, value in ({"device_type": "DU", "version": version} | fields).items()
+            if value is not None
+        }
         return await self.api.post("/firmware", data=form, files={"file": (filename, content)})
 
-    async def create_firmware(self, version: str = "1.1", content: bytes = b"firmware", **fields: Any) -> dict[str, Any]:
+    async def create_firmware(
+        self, version: str = "1.1", content: bytes = b"firmware", **fields: Any
+    ) -> dict[str, Any]:
         return checked(await self.upload(version, content, **fields), 201)
 
 

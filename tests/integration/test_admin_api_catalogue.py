@@ -130,7 +130,9 @@ async def test_patch_merges_and_null_resets(admin: Admin) -> None:
     patched = checked(await admin.api.patch("/device-types/DU", json={"name": "two", "auto_register": None}), 200)
     assert (patched["name"], patched["auto_register"], patched["command_extras"]) == ("two", False, ["sha256"])
     headers = {"Content-Type": "application/merge-patch+json"}
-    emptied = await admin.api.patch("/device-types/DU", content=b'{"name": null, "command_extras": null}', headers=headers)
+    emptied = await admin.api.patch(
+        "/device-types/DU", content=b'{"name": null, "command_extras": null}', headers=headers
+    )
     assert checked(emptied, 200)["name"] == "DU"
     assert emptied.json()["command_extras"] == []
 

@@ -47,7 +47,9 @@ async def test_any_identifier_is_reached_by_its_encoded_address(admin: Admin, id
     created = await admin.api.post("/devices", json={"identifier": identifier, "type": "DU"})
     checked(created, 201)
     if set(identifier) != {"."}:  # clients resolve dot segments away before they ask
-        assert checked(await admin.open.get(created.headers["location"], headers=admin.api.headers), 200) == created.json()
+        assert (
+            checked(await admin.open.get(created.headers["location"], headers=admin.api.headers), 200) == created.json()
+        )
     (listed,) = checked(await admin.api.get("/devices"), 200)["items"]
     assert listed["identifier"] == identifier
 
@@ -119,7 +121,14 @@ async def test_patch_merges_versions(admin: Admin) -> None:
 
 @pytest.mark.parametrize(
     "patch",
-    [{"type": None}, {"type": "none"}, {"identifier": "DU_2"}, {"tags": ["x"]}, {"versions": {"x": "1"}}, {"colour": 1}],
+    [
+        {"type": None},
+        {"type": "none"},
+        {"identifier": "DU_2"},
+        {"tags": ["x"]},
+        {"versions": {"x": "1"}},
+        {"colour": 1},
+    ],
 )
 async def test_a_bad_patch_of_a_device_changes_nothing(admin: Admin, patch: dict[str, Any]) -> None:
     await admin.create_type()

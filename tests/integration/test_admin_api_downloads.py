@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.integration.admin_service import Admin, admin_role, problem
+from tests.integration.waiting import eventually
 
 CONTENT = bytes(range(256)) * 4
 
@@ -146,7 +147,9 @@ async def test_conditions_are_answered_in_order(admin: Admin, firmware: dict[str
             assert answer.headers["etag"] == etag
 
 
-@pytest.mark.parametrize("filename", ["固件 (1).bin", "a?b#c%2Fd&e=f+g.bin", "..bin.bin", "'quoted\\\".tar.gz", "%.zip"])
+@pytest.mark.parametrize(
+    "filename", ["固件 (1).bin", "a?b#c%2Fd&e=f+g.bin", "..bin.bin", "'quoted\\\".tar.gz", "%.zip"]
+)
 async def test_any_name_is_reached_by_the_address_that_devices_get(admin: Admin, filename: str) -> None:
     await admin.create_type()
     boundary = "b"
@@ -204,12 +207,6 @@ def open_packages(folder: Path) -> list[str]:
     return names
 
 
-async def wait_for(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_who_goes_away_half_way_leaves_no_open_file(admin_redis: str, tmp_path: Path) -> None:
     async with admin_role(admin_redis, tmp_path, max_upload_bytes=2**30) as admin:
         await admin.create_type()
@@ -218,9 +215,9 @@ async def test_who_goes_away_half_way_leaves_no_open_file(admin_redis: str, tmp_
         path = httpx.URL(firmware["url"]).raw_path
         writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        await wait_for(lambda: open_packages(admin.packages))
+        await eventually(lambda: bool(open_packages(admin.packages)))
         writer.transport.abort()
-        await wait_for(lambda: not open_packages(admin.packages))
+        await eventually(lambda: not open_packages(admin.packages))
 
 
 async def test_a_download_that_nobody_reads_is_given_up(
@@ -232,8 +229,8 @@ async def test_a_download_that_nobody_reads_is_given_up(
         firmware = await admin.create_firmware("1.1", b"x" * (16 * 1024 * 1024))
         reader, writer = await asyncio.open_connection("127.0.0.1", admin.port, limit=4096)
         writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % httpx.URL(firmware["url"]).raw_path)
-        await wait_for(lambda: open_packages(admin.packages))
-        await wait_for(lambda: not open_packages(admin.packages))
+        await eventually(lambda: bool(open_packages(admin.packages)))
+        await eventually(lambda: not open_packages(admin.packages))
         async with asyncio.timeout(10):
             assert len(await reader.read(-1)) < 16 * 1024 * 1024
         writer.close()

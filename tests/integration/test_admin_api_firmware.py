@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.admin_service import MAX_UPLOAD_BYTES, TOKEN, Admin, admin_role, checked, problem
+from tests.integration.waiting import eventually
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -59,7 +60,9 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
     assert admin.files() == {firmware_id}
 
 
-def multipart(parts: list[tuple[str, bytes]], *, file_at: int, boundary: str = "bOuNdArY") -> tuple[bytes, dict[str, str]]:
+def multipart(
+    parts: list[tuple[str, bytes]], *, file_at: int, boundary: str = "bOuNdArY"
+) -> tuple[bytes, dict[str, str]]:
     """A body with the file at that place among the parts."""
     lines = []
     for name, value in parts:
@@ -85,7 +88,9 @@ async def test_fields_may_come_in_any_order_around_the_file(admin: Admin, file_a
     ]
     body, headers = multipart(parts, file_at=file_at)
     document = checked(await admin.api.post("/firmware", content=body, headers=headers), 201)
-    shown = {name: document[name] for name in ("devices", "devices_count", "source_versions", "name", "module", "enabled")}
+    shown = {
+        name: document[name] for name in ("devices", "devices_count", "source_versions", "name", "module", "enabled")
+    }
     assert shown == {
         "devices": ["DU_1", "DU_2"],
         "devices_count": 2,
@@ -159,7 +164,11 @@ async def test_use_https_chooses_the_other_base(admin_redis: str, tmp_path: Path
         (b"", "multipart/form-data; boundary=", 422),
         (b"x", "multipart/form-data; boundary=b", 422),
         (b"--b\r\n\r\n", "multipart/form-data; boundary=" + "b" * 71, 422),
-        (b"--other\r\nContent-Disposition: form-data; name=x\r\n\r\n1\r\n--other--\r\n", "multipart/form-data; boundary=b", 422),
+        (
+            b"--other\r\nContent-Disposition: form-data; name=x\r\n\r\n1\r\n--other--\r\n",
+            "multipart/form-data; boundary=b",
+            422,
+        ),
         (b"--b--\r\n", "multipart/form-data; boundary=b", 422),
     ],
     ids=["json", "no boundary", "empty boundary", "no parts", "long boundary", "other boundary", "no file"],
@@ -185,16 +194,10 @@ async def test_a_client_that_goes_away_leaves_nothing(admin: Admin) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", admin.port)
     writer.write(head.encode() + body[:-20])
     await writer.drain()
-    await until(lambda: len(admin.files()) == 1)
+    await eventually(lambda: len(admin.files()) == 1)
     assert all(name.startswith(".incoming/") for name in admin.files())
     writer.close()
-    await until(lambda: admin.files() == set())
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
+    await eventually(lambda: admin.files() == set())
 
 
 async def test_a_file_over_the_limit_is_refused_however_it_is_sent(admin: Admin) -> None:
@@ -250,7 +253,7 @@ async def test_a_stalled_upload_is_given_up(admin: Admin, monkeypatch: pytest.Mo
     async with asyncio.timeout(5):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
-    await until(lambda: admin.files() == set())
+    await eventually(lambda: admin.files() == set())
 
 
 # ---- duplicates and downgrades
@@ -289,7 +292,7 @@ async def test_taking_a_list_away_may_not_make_a_duplicate(admin: Admin) -> None
 
 async def test_a_downgrade_that_would_be_undone_is_refused_until_the_other_is_off(admin: Admin) -> None:
     up = await admin.create_firmware("2.0")
-    fields = {"allow_downgrade": "true", "source_versions": ["2.0"]}
+    fields: dict[str, Any] = {"allow_downgrade": "true", "source_versions": ["2.0"]}
     assert up["id"] in problem(await admin.upload("1.0", **fields), 409)["detail"]
     checked(await admin.api.patch(f"/firmware/{up['id']}", json={"enabled": False}), 200)
     await admin.create_firmware("1.0", **fields)

@@ -194,7 +194,7 @@ async def test_a_path_too_long_for_a_socket_works_for_every_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    long = tmp_path / ("Ordner mit Leerzeichen %20 " + "x" * 100) / ("y" * 100)
+    long = tmp_path / ("a folder with blanks %20 " + "x" * 100) / ("y" * 100)
     async with embedded_redis(long) as url, client_of(url) as client:
         assert await client.ping()
         joiner, joined = await start_owner(long)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import pairwise
+
 import pytest
 from fastapi import HTTPException
 from hypothesis import given
@@ -41,7 +44,7 @@ FIELDS = (
 def test_a_body_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
     body = FIELDS + END
     places = [0, *sorted(cuts), len(body)]
-    form, file = read(*(body[a:b] for a, b in zip(places, places[1:], strict=False) if a < b))
+    form, file = read(*(body[a:b] for a, b in pairwise(places) if a < b))
     assert file == b"\r\n--xYz not the end\r\n"
     assert form.filename == "fw.bin"
     assert form.read_fields() == {"device_type": "DU", "version": "1.0"}
@@ -51,19 +54,15 @@ def test_a_body_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
 def test_no_body_whatever_raises_anything_but_a_refusal(junk: bytes, cuts: list[int]) -> None:
     body = part("file", b"data", filename="fw.bin") + junk + END
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    try:
-        read(*(body[a:b] for a, b in zip(places, places[1:], strict=False) if a < b))
-    except (InputError, HTTPException):
-        pass
+    with suppress(InputError, HTTPException):
+        read(*(body[a:b] for a, b in pairwise(places) if a < b))
 
 
 @given(st.text(max_size=60))
 def test_no_disposition_whatever_raises_anything_but_a_refusal(text: str) -> None:
     header = f"--{BOUNDARY.decode()}\r\nContent-Disposition: form-data; {text}\r\n\r\nx\r\n".encode("utf-8", "replace")
-    try:
+    with suppress(InputError):
         read(header + END)
-    except InputError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -73,8 +72,8 @@ def test_no_disposition_whatever_raises_anything_but_a_refusal(text: str) -> Non
         ("name=file; filename=fw.bin", "fw.bin"),
         ('name="file"; filename="固件.bin"', "固件.bin"),
         ("name=\"file\"; filename*=UTF-8''%E5%9B%BA%E4%BB%B6.bin", "固件.bin"),
-        ("name=\"file\"; filename=\"x.img\"; filename*=UTF-8''%E5%9B%BA.bin", "固.bin"),
-        ("name=\"file\"; filename*=UTF-8''%E5%9B%BA.bin; filename=\"x.img\"", "固.bin"),
+        ('name="file"; filename="x.img"; filename*=UTF-8\'\'%E5%9B%BA.bin', "固.bin"),
+        ('name="file"; filename*=UTF-8\'\'%E5%9B%BA.bin; filename="x.img"', "固.bin"),
         ('name="file"; filename="a;b\\"c.bin"', 'a;b"c.bin'),
         ('name="file"; filename="../../x.bin"', "x.bin"),
     ],
@@ -156,7 +155,8 @@ def test_a_file_of_the_very_limit_is_taken() -> None:
 def test_fields_beside_the_file_are_bounded_too() -> None:
     form = UploadForm(BOUNDARY, 10)
     form.feed(part("file", b"x", filename="fw.bin") + END)
+    for _ in range(52):  # 8 MiB are allowed
+        form.feed(b"epilogue" * 20_000)
     with pytest.raises(HTTPException) as caught:
-        for _ in range(100):
-            form.feed(b"epilogue" * 20_000)
+        form.feed(b"epilogue" * 20_000)
     assert caught.value.status_code == 413

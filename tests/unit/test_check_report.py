@@ -41,9 +41,7 @@ def test_of_several_events_the_first_by_name_is_explained() -> None:
 def test_braces_in_versions_are_text() -> None:
     snapshot = make_snapshot(make_firmware("A", "1.1", source_versions=("{sources} 2",)))
     (entry,) = explain_check(snapshot, device(version="{current} 1"), "main").firmware
-    assert entry.explanations == (
-        "The device's version {current} 1 is not one of its source versions ({sources} 2).",
-    )
+    assert entry.explanations == ("The device's version {current} 1 is not one of its source versions ({sources} 2).",)
 
 
 def test_a_firmware_that_the_index_could_not_take_is_named() -> None:

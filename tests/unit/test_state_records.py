@@ -1,0 +1,176 @@
+"""How devices and offers are packed, keys are spelled and documents are written: the pure parts of the state."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgpack
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota_hook.errors import ConfigurationError, InputError
+from ota_hook.model import (
+    CatalogueChange,
+    CommandExtra,
+    DeviceState,
+    DeviceType,
+    DocumentKind,
+    Firmware,
+    OpenOffer,
+    Outcome,
+    Package,
+    ReportedVersion,
+    Rule,
+    SettledOffer,
+)
+from ota_hook.state.documents import decode_document, encode_document
+from ota_hook.state.keys import Keys, as_bytes, as_text, checked_prefix
+from ota_hook.state.records import (
+    COMPACT_MAX_BYTES,
+    may_be_of_type,
+    pack_device,
+    pack_offer,
+    type_prefix,
+    unpack_device,
+    unpack_offers,
+    unpack_settled,
+)
+
+any_text = st.text(st.characters(), max_size=40)  # lone surrogates too
+versions = st.dictionaries(any_text, st.builds(ReportedVersion, any_text, st.integers(0, 2**53 - 1)), max_size=6)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=9,
+)
+offers = st.builds(
+    OpenOffer,
+    module=any_text,
+    firmware_id=any_text,
+    version_attribute=any_text,
+    version=any_text,
+    from_version=any_text,
+    command_ids=st.lists(st.integers(1, 2**53 - 1), max_size=4).map(tuple),
+    offered_at_ms=st.integers(0, 2**53 - 1),
+)
+
+
+@given(any_text, versions)
+def test_a_device_comes_back_as_it_was_packed(device_type: str, reported: dict[str, ReportedVersion]) -> None:
+    state = DeviceState(identifier="d", device_type=device_type, versions=reported)
+    assert unpack_device("d", pack_device(device_type, reported)) == state
+
+
+@given(any_text, versions)
+def test_a_packed_device_is_never_skipped_when_its_type_is_looked_for(
+    device_type: str, reported: dict[str, ReportedVersion]
+) -> None:
+    assert may_be_of_type(pack_device(device_type, reported), type_prefix(device_type))
+
+
+def test_a_packed_device_of_another_type_is_skipped() -> None:
+    packed = pack_device("gateway", {"version": ReportedVersion("1.0", 1)})
+    assert not may_be_of_type(packed, type_prefix("gate"))
+    assert not may_be_of_type(packed, type_prefix("tracker"))
+
+
+@given(st.lists(offers, max_size=3))
+def test_offers_come_back_as_they_were_packed(wanted: list[OpenOffer]) -> None:
+    packed = msgpack.packb(
+        [msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass") for offer in wanted],
+        unicode_errors="surrogatepass",
+    )
+    assert unpack_offers(packed) == tuple(wanted)
+
+
+@given(offers, st.sampled_from(Outcome), st.integers(0, 2**53 - 1), any_text)
+def test_a_settled_offer_ignores_what_a_newer_release_added(
+    offer: OpenOffer, outcome: Outcome, settled_at_ms: int, code: str
+) -> None:
+    fields = msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass")
+    packed = msgpack.packb(
+        [*fields, outcome.value, settled_at_ms, code, "of a newer release"], unicode_errors="surrogatepass"
+    )
+    expected = SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code)
+    assert unpack_settled(packed) == expected
+
+
+def test_a_device_with_one_short_version_fits_the_compact_encoding() -> None:
+    packed = pack_device("smart_meter_eu", {"version": ReportedVersion("V2.0.0_B12-hotfix", 1_750_234_507_181)})
+    assert len(packed) <= COMPACT_MAX_BYTES
+
+
+@given(any_text)
+def test_texts_survive_redis(text: str) -> None:
+    assert as_text(as_bytes(text)) == text
+
+
+@given(any_text, st.integers(1, 2**24))
+def test_every_identifier_has_a_bucket_that_its_keys_name(identifier: str, buckets: int) -> None:
+    keys = Keys("ota", buckets)
+    bucket = keys.bucket_of(identifier)
+    assert 0 <= bucket < buckets
+    for key in (keys.devices(bucket), keys.long_devices(bucket), keys.offers(bucket)):
+        assert f"{{{bucket}}}" in key
+        assert keys.bucket_in(key.encode()) == bucket
+    assert keys.history(bucket, identifier).startswith(f"ota:{{{bucket}}}:".encode())
+
+
+def test_a_device_stays_in_its_bucket_over_releases() -> None:
+    # The number is in every deployment's data. XXH64 of "abc" is 44bc2cf5ad770999 by its specification.
+    assert Keys("ota", 65_536).bucket_of("abc") == 0x0999
+
+
+def test_a_key_of_the_catalogue_is_in_no_bucket() -> None:
+    keys = Keys("ota", 16)
+    assert keys.bucket_in(keys.meta.encode()) is None
+    assert keys.bucket_in(b"ota:{16}:d") is None
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "a{", "a*", "ä", "p" * 65])
+def test_a_prefix_that_breaks_hash_tags_or_patterns_is_refused(prefix: str) -> None:
+    with pytest.raises(ConfigurationError):
+        checked_prefix(prefix)
+
+
+DOCUMENTS = (
+    DeviceType(key="tracker", name="追踪器", command_extras=(CommandExtra.SHA256,), created_at_ms=1),
+    Rule(id="01JRULE", name="default", device_type="tracker", enabled=False),
+    Firmware(
+        id="01JFIRMWARE",
+        name="fw",
+        device_type="tracker",
+        version="2.0",
+        package=Package(filename="f.bin", size_bytes=3, md5="a", sha256="b", crc32="c"),
+        source_versions=("1.0", " 1.1"),
+        device_list="",
+        deleted_at_ms=7,
+    ),
+)
+
+
+@pytest.mark.parametrize(("kind", "document"), list(zip(DocumentKind, DOCUMENTS, strict=True)))
+def test_a_document_comes_back_as_it_was_written(kind: DocumentKind, document: DeviceType | Rule | Firmware) -> None:
+    key = document.key if isinstance(document, DeviceType) else document.id
+    stored = encode_document(CatalogueChange(kind, key, document))
+    assert decode_document(kind, key, stored) == document
+    newer = orjson.dumps({**orjson.loads(stored), "of_a_newer_release": 1})
+    assert decode_document(kind, key, newer) == document
+    with pytest.raises(ValueError, match="another key"):
+        decode_document(kind, "other", stored)
+
+
+@pytest.mark.parametrize("kind", DocumentKind)
+@given(raw=st.binary(max_size=60) | json_values.map(orjson.dumps))
+def test_a_document_that_is_none_is_refused_in_one_line(kind: DocumentKind, raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\A.+\Z"):
+        decode_document(kind, "key", raw)
+
+
+def test_a_removed_document_is_empty_and_one_with_half_a_character_is_refused() -> None:
+    assert encode_document(CatalogueChange(DocumentKind.RULE, "01JRULE", None)) == b""
+    broken = dataclasses.replace(DOCUMENTS[1], name="\ud800")
+    with pytest.raises(InputError, match="rule"):
+        encode_document(CatalogueChange(DocumentKind.RULE, "01JRULE", broken))
