@@ -44,6 +44,12 @@ setup(
                 ["ota_hook/_matcher.pyx"],
                 define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
                 extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"],
+            ),
+            Extension(
+                "ota_hook.exhook._codec",
+                ["ota_hook/exhook/_codec.pyx"],
+                define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
+                extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"],
             )
         ],
         compiler_directives={"language_level": "3", "embedsignature": True, "linetrace": DEBUG},

@@ -79,14 +79,19 @@ def _checked(check: Callable[[T], T]) -> AfterValidator:
 
 
 def _not_available(what: str, refused: Collection[object] = ()) -> Callable[[object], object]:
-    """What a later release brings is refused, never ignored. Without `refused`, all but null and [] is."""
+    """What a later release brings is refused, never ignored. Without `refused`, all but null is."""
 
     def apply(value: object) -> object:
-        if (value in refused) if refused else (value is not None and value != []):
+        if (value in refused) if refused else (value is not None):
             raise PydanticCustomError("not_available", "{what} not available yet.", {"what": what})
         return value
 
     return apply
+
+
+def _refuse_tags(value: object) -> object:
+    """An untagged device may say so."""
+    return value if value == [] else _not_available("Tags are")(value)
 
 
 Key = Annotated[str, _checked(check_key)]
@@ -106,8 +111,8 @@ Scheme = Annotated[
     BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
 ]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
-Tags = Annotated[Annotated[list[str], Field(max_length=0)] | None, BeforeValidator(_not_available("Tags are"))]
-Percentage = Annotated[None, BeforeValidator(_not_available("Percentage is"))]
+NoTags = Annotated[list[str] | None, Field(max_length=0), BeforeValidator(_refuse_tags)]
+NoSelector = Annotated[None, BeforeValidator(_not_available("Tags and percentage are"))]
 SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]
 Versions = Annotated[dict[Attribute, Version], Field(max_length=VERSION_ATTRIBUTES_MAX)]
 
@@ -264,7 +269,7 @@ class DeviceFields(Document):
     identifier: Identifier | None = None
     type: Key
     versions: Versions | None = None
-    tags: Tags = None
+    tags: NoTags = None
 
 
 class NewDevice(DeviceFields):
@@ -279,7 +284,7 @@ class DevicePatch(Document):
     identifier: Identifier | None = None
     type: Key = ""
     versions: Annotated[dict[Attribute, Version | None], Field(max_length=VERSION_ATTRIBUTES_MAX)] | None = {}
-    tags: Tags = None
+    tags: NoTags = None
 
 
 class DeviceOut(BaseModel):
@@ -367,8 +372,8 @@ class FirmwareSettings(Document):
     source_versions: SourceVersions = []
     use_https: bool = False
     allow_downgrade: bool = False
-    tags: Tags = None
-    percentage: Percentage = None
+    tags: NoSelector = None
+    percentage: NoSelector = None
 
 
 class FirmwareFields(FirmwareSettings):

@@ -463,6 +463,7 @@ cdef class FirmwareIndex:
         for candidate in self.candidates:
             candidate.rank = rank
             rank -= 1
+        self.everyone = _Audience()
         for candidate in self.candidates:
             if candidate.enabled and candidate.devices is None:
                 self.everyone.admit(candidate, self.scheme)

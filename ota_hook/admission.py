@@ -155,12 +155,16 @@ def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str
 
 
 def _refuse_clashes_under(snapshot: Snapshot, proposed: DeviceType) -> None:
-    """Another scheme orders versions anew: two firmware may become duplicates, or a downgrade one that is undone."""
-    proposed_types = {**snapshot.types, proposed.key: proposed}
-    edited = replace(snapshot, types=proposed_types)
-    for firmware in snapshot.living_firmware(proposed.key):
-        _refuse_duplicate(edited, firmware)
-        _refuse_loop(edited, firmware, None)
+    """Under another scheme two firmware may become duplicates, and a downgrade may begin to go in circles."""
+    edited = replace(snapshot, types={**snapshot.types, proposed.key: proposed})
+    by_version: dict[tuple[str, bytes], list[Firmware]] = {}
+    for firmware in edited.living_firmware(proposed.key):
+        equals = by_version.setdefault((firmware.module, _key(edited, firmware, firmware.version)), [])
+        for other in equals:
+            _refuse_if_duplicate(firmware, other)
+        equals.append(firmware)
+        if firmware.allow_downgrade:
+            _refuse_loop(edited, firmware, None, newly=False)
 
 
 def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tuple[CatalogueChange, ...]:
@@ -296,26 +300,30 @@ def _others(snapshot: Snapshot, firmware: Firmware) -> Iterator[Firmware]:
 
 
 def _refuse_duplicate(snapshot: Snapshot, proposed: Firmware) -> None:
-    """Same type, module, equal version key; neither has a selector; neither has source versions, or they share one."""
-    if proposed.device_list is not None:
-        return
     key = _key(snapshot, proposed, proposed.version)
-    sources = set(proposed.source_versions)
     for other in _others(snapshot, proposed):
-        if other.device_list is not None or _key(snapshot, other, other.version) != key:
-            continue
-        both_full = not sources and not other.source_versions
-        if both_full or not sources.isdisjoint(other.source_versions):
-            state = "" if other.enabled else " (disabled)"
-            raise ConflictError(
-                f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
-                " already.",
-                mend="Change or delete that one, or give one of them a list of devices.",
-                field="version",
-            )
+        if _key(snapshot, other, other.version) == key:
+            _refuse_if_duplicate(proposed, other)
 
 
-def _refuse_loop(snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None) -> None:
+def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
+    """Of two with equal version keys: neither has a selector, and neither has source versions or they share one."""
+    if proposed.device_list is not None or other.device_list is not None:
+        return
+    both_full = not proposed.source_versions and not other.source_versions
+    if both_full or not set(proposed.source_versions).isdisjoint(other.source_versions):
+        state = "" if other.enabled else " (disabled)"
+        raise ConflictError(
+            f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
+            " already.",
+            mend="Change or delete that one, or give one of them a list of devices.",
+            field="version",
+        )
+
+
+def _refuse_loop(
+    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None, *, newly: bool = True
+) -> None:
     """A device must not be sent back by one enabled firmware and forth by another, for ever.
 
     A downgrade D brings a device to D's version. If another firmware takes it from there, and leads to a version from
@@ -327,7 +335,7 @@ def _refuse_loop(snapshot: Snapshot, proposed: Firmware, devices: Collection[str
         if not other.enabled:
             continue
         for back, forth in ((proposed, other), (other, proposed)):
-            undone = back.allow_downgrade and _is_undone(snapshot, back, forth, newly=back is proposed)
+            undone = back.allow_downgrade and _is_undone(snapshot, back, forth, newly=newly and back is proposed)
             if undone and _may_share_a_device(snapshot, proposed, devices, other):
                 raise ConflictError(
                     f"The firmware {other.name!r} ({other.id}) is enabled too, and the two would undo each other: "

@@ -16,7 +16,6 @@ from ota_hook.cli_catalogue import devices, rules, types
 from ota_hook.cli_firmware import check, firmware
 from ota_hook.cli_simulation import demo, fleet
 from ota_hook.errors import ConfigurationError, OtaHookError
-from ota_hook.log import configure_logging
 from ota_hook.settings import Listen, Settings, load_settings, parse_listen
 
 if TYPE_CHECKING:  # the roles' imports take longer than most commands run
@@ -68,6 +67,8 @@ LogLevelOption = Annotated[
 
 
 def _settings(config: Path | None, **flags: object) -> Settings:
+    from ota_hook.log import configure_logging  # noqa: PLC0415 - see above
+
     settings = load_settings(flags=flags, environ=os.environ, config=config)
     configure_logging(settings.log_level, settings.log_format)
     return settings

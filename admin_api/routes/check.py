@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,7 +15,8 @@ from admin_api.documents import CheckedFirmware, CheckOffer, CheckOut, Key
 from admin_api.firmware_views import FirmwareViews
 from ota_hook.check_report import FirmwareReport, explain_check
 from ota_hook.errors import NotFound
-from ota_hook.model import DEFAULT_MODULE, Firmware, is_direct_identifier
+from ota_hook.model import DEFAULT_MODULE, DeviceState, Firmware, is_direct_identifier
+from ota_hook.snapshot import Snapshot
 
 router = APIRouter(tags=["check"], route_class=JsonRoute)
 
@@ -37,13 +39,18 @@ async def check_device(context: Context, request: Request, query: Annotated[Chec
     device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None
     if device is None:
         raise NotFound(f"There is no device {query.device[:160]!a}.")
-    report = explain_check(context.catalogue.current, device, query.module)
     views: FirmwareViews = request.app.state.firmware_views
+    # Ten thousand firmware are explained at length, and the event loop may be answering a broker too.
+    return await asyncio.to_thread(_dry_run, context.catalogue.current, device, query.module, views)
+
+
+def _dry_run(snapshot: Snapshot, device: DeviceState, module: str, views: FirmwareViews) -> Response:
+    report = explain_check(snapshot, device, module)
     return answer(
         CheckOut(
             device=device.identifier,
             type=device.device_type,
-            module=query.module,
+            module=module,
             event=report.rule.event if report.rule else None,
             version_attribute=report.rule.version_attribute if report.rule else None,
             current_version=report.current_version,

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.e2e.service import Service, running
@@ -27,7 +26,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 def resident_bytes(service: Service) -> int:
     assert service.process is not None
-    return int(psutil.Process(service.process.pid).memory_info().rss)
+    pages = Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

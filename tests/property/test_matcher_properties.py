@@ -53,7 +53,9 @@ def semver_texts(draw: st.DrawFn, *, stray: bool) -> str:
         text += "+" + ".".join(build)
     if stray and draw(st.integers(0, 3)) == 0:
         at = draw(st.integers(0, len(text)))
-        text = text[:at] + draw(st.sampled_from(["0", ".", "-", "+", "v", " ", "_", "é", ".01", "-01"])) + text[at:]
+        text = (
+            text[:at] + draw(st.sampled_from(["0", ".", "-", "+", "v", " ", "_", "é", ".01", "-01", ".."])) + text[at:]
+        )
     return text
 
 

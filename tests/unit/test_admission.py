@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -173,6 +174,30 @@ def test_a_scheme_that_makes_two_firmware_equal_is_refused() -> None:
     snapshot = catalogue(semver, firmware("F1", "1.0.0-RC.1"), firmware("F2", "1.0.0-rc.1"))
     with pytest.raises(ConflictError, match=r"F[12]"):
         admit_type(snapshot, DeviceType(key="DU", name="DU"), default_rule_id="R2")
+
+
+def test_a_scheme_may_change_beside_a_downgrade_and_the_version_that_mended_it() -> None:
+    down = firmware("DOWN", "1.0.0", sources=["2.0.0"], allow_downgrade=True)
+    snapshot = catalogue(down, firmware("UP", "2.0.1"))
+    semver = DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER)
+    assert admit_type(snapshot, semver, default_rule_id="R2")
+
+
+def test_a_scheme_that_sends_devices_in_circles_is_refused() -> None:
+    semver = DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER)
+    down = firmware("DOWN", "1.0.0-a", sources=["2.0.0-RC.1"], allow_downgrade=True)
+    # To SemVer these are two versions; to `auto` the upgrade leads back to what the downgrade leads away from.
+    snapshot = catalogue(semver, down, firmware("UP", "2.0.0-rc.1", device_list="abc"))
+    with pytest.raises(ConflictError, match="undo each other"):
+        admit_type(snapshot, DeviceType(key="DU", name="DU"), default_rule_id="R2")
+
+
+def test_a_scheme_is_changed_quickly_among_ten_thousand_firmware() -> None:
+    many = [firmware(f"F{n}", f"1.{n}.0", module=f"m{n % 3}") for n in range(10_000)]
+    began = time.process_time()
+    semver = DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER)
+    assert admit_type(catalogue(*many), semver, default_rule_id="R2")
+    assert time.process_time() - began < 5
 
 
 def test_a_type_in_use_can_not_be_deleted_and_the_users_are_named() -> None:

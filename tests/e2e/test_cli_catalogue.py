@@ -1,0 +1,556 @@
+"""The operator's commands against a real `ota-hook serve`.
+
+Where signals, terminals, pipes, memory or the process itself matter, and along the main road, the command is a process
+of its own; the rest runs in this one, through the same entry point, because starting Python takes longer than they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pytest
+
+from ota_hook import cli
+from tests.e2e.service import COMMAND, Emqx, Service, clean_environment, running, until
+
+ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+SECONDS = 60
+
+
+Environ = Mapping[str, str]
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run_here(arguments: Sequence[str], stdin: str, environ: Environ, folder: Path) -> Done:
+    """Run a command line in this process, with streams, environment and folder as it would have had in its own."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environ.keys():
+            patch.delenv(name)
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        patch.setattr(sys, "stdout", output)
+        patch.setattr(sys, "stderr", errors)
+        time.tzset()
+        status = cli.run(list(arguments))
+    time.tzset()
+    texts = [stream.buffer.getvalue().decode() for stream in (output, errors)]
+    return Done(status, *texts)
+
+
+@dataclass
+class Operator:
+    """Runs `ota-hook` against one service, from a folder of its own."""
+
+    service: Service
+    folder: Path
+    in_process: bool = True
+
+    def environ(self, more: Environ) -> dict[str, str]:
+        ours = {
+            "OTA_HOOK_ADMIN_LISTEN": f"127.0.0.1:{self.service.admin_port}",
+            "OTA_HOOK_DATA_DIR": str(self.service.data_dir),
+            "TZ": "CST-8",
+            "LANG": "C.UTF-8",
+        }
+        return clean_environment(**{**ours, **more})
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=options.pop("env", None) or self.environ({}),
+            cwd=self.folder,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+
+    def run(self, *arguments: str, status: int = 0, stdin: str = "", environ: Environ | None = None) -> Done:
+        """The finished command; it must have ended with `status`, and never with a traceback."""
+        if self.in_process:
+            done = run_here(arguments, stdin, self.environ(environ or {}), self.folder)
+        else:
+            process = self.start(*arguments, stdin=subprocess.PIPE, env=self.environ(environ or {}))
+            output, errors = process.communicate(stdin.encode(), timeout=SECONDS)
+            done = Done(process.returncode, output.decode(), errors.decode())
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.status == status, done
+        return done
+
+    def ask(self, *arguments: str, stdin: str = "", status: int = 0) -> Any:
+        """What `--json` answers: one document, and nothing on standard error."""
+        return json.loads(self.run(*arguments, "--json", stdin=stdin, status=status).stdout)
+
+    def refused(self, *arguments: str, status: int = 1, stdin: str = "", environ: Environ | None = None) -> str:
+        """The one line that says why, without its beginning."""
+        done = self.run(*arguments, status=status, stdin=stdin, environ=environ)
+        assert done.stdout == ""
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("ota-hook: ")
+        return lines[0].removeprefix("ota-hook: ")
+
+    def file(self, name: str, content: bytes | str) -> str:
+        (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return name
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(Service(tmp_path_factory.mktemp("cli") / "data")) as started:
+        yield started
+
+
+@pytest.fixture
+def operator(service: Service, tmp_path: Path) -> Operator:
+    return Operator(service, tmp_path)
+
+
+@pytest.fixture
+def outside(service: Service, tmp_path: Path) -> Operator:
+    """An operator whose every command is a process of its own."""
+    return Operator(service, tmp_path, in_process=False)
+
+
+def test_a_firmware_goes_to_one_device_then_to_all_then_to_none(outside: Operator) -> None:
+    outside.run("types", "put", "tracker", "--name", "追踪器 GPS")
+    fleet = "".join(
+        f'{{"identifier": "t{n}", "type": "tracker", "versions": {{"version": "1.0.0"}}}}\n' for n in (1, 2)
+    )
+    assert outside.run("devices", "import", "-", stdin=fleet).stdout == "2 created, 0 replaced, 0 refused.\n"
+    package = outside.file("tracker-1.1.0.bin", b"firmware")
+    upload = ("firmware", "upload", package, "--type", "tracker", "--version", "1.1.0", "--name", "冬季版本")
+    shown = outside.run(*upload, "--device", "t1").stdout
+    firmware = ULID.search(shown)
+    assert firmware is not None
+    assert "冬季版本" in shown
+
+    assert outside.ask("check", "t1")["offer"]["firmware_id"] == firmware[0]
+    assert outside.ask("check", "t2")["offer"] is None
+    why = outside.run("check", "t2").stdout
+    assert "This device is not among the devices that it is for." in why
+    assert why.splitlines()[-1].startswith("t2, of type tracker, runs 1.0.0 (version)")
+    assert "It would get none" in why
+
+    released = outside.ask("firmware", "release", firmware[0], "--yes")
+    assert released["devices"] is None
+    assert "It would get 1.1.0 (冬季版本)." in outside.run("check", "t2").stdout
+
+    outside.run("firmware", "disable", firmware[0])
+    assert outside.ask("check", "t2")["firmware"][0]["reasons"] == ["disabled"]
+    assert "for everyone" in outside.run("firmware", "enable", firmware[0]).stdout
+    assert outside.ask("check", "t2")["offer"] is not None
+
+    assert outside.ask("firmware", "delete", firmware[0], "--yes") == {"deleted": firmware[0]}
+    assert "was deleted" in outside.refused("firmware", "show", firmware[0])
+    assert outside.ask("check", "t2")["reason"] == "no_firmware"
+
+
+def test_what_a_device_reported_and_what_became_of_its_offers_is_shown(operator: Operator, service: Service) -> None:
+    operator.run("types", "put", "reporter")
+    operator.run("devices", "put", "r1", "--type", "reporter")
+    assert "not reported" in operator.run("devices", "show", "r1").stdout
+    package = operator.file("r.bin", b"firmware")
+    firmware = operator.ask("firmware", "upload", package, "--type", "reporter", "--version", "2.0")
+    broker = Emqx(service.hook_port)
+    until(
+        lambda: broker.report("r1", "1.0") and b'"upgrade":true' in getattr(broker.check("r1"), "payload", b""),
+        seconds=5,
+    )
+    broker.report("r1", "2.0")
+    broker.close()
+    device = operator.ask("devices", "show", "r1")
+    assert device["versions"] == {"version": "2.0"}
+    assert device["versions_reported_at"]["version"].endswith("Z")
+    assert [(offer["firmware_id"], offer["outcome"]) for offer in device["offers"]] == [(firmware["id"], "succeeded")]
+    shown = operator.run("devices", "show", "r1").stdout
+    assert re.search(r"2\.0 +\(reported \d{4}-\d\d-\d\d \d\d:\d\d:\d\d CST\)", shown)
+    assert "succeeded" in shown
+    assert operator.ask("firmware", "show", firmware["id"])["counters"]["succeeded"] == 1
+
+
+def test_put_changes_only_what_is_given(operator: Operator) -> None:
+    operator.run("types", "put", "kept", "--name", "Kept", "--scheme", "semver", "--extra", "sha256", "--auto-register")
+    changed = operator.ask("types", "put", "kept", "--version-attribute", "version", "--version-attribute", "mcu")
+    assert (changed["name"], changed["version_scheme"], changed["command_extras"]) == ("Kept", "semver", ["sha256"])
+    assert (changed["auto_register"], changed["version_attributes"]) == (True, ["version", "mcu"])
+    changed = operator.ask("types", "put", "kept", "--extra", "none", "--no-auto-register")
+    assert (changed["command_extras"], changed["auto_register"]) == ([], False)
+    assert operator.ask("types", "put", "kept")["revision"] == changed["revision"]
+
+    operator.run("devices", "put", "k1", "--type", "kept", "--version", "version=1.0.0", "--version", "mcu=7.0.0")
+    assert operator.ask("devices", "put", "k1", "--type", "kept", "--version", "mcu=")["versions"] == {
+        "version": "1.0.0"
+    }
+    assert operator.refused("devices", "put", "k1", "--type", "kept", "--version", "1.0.0").startswith(
+        "--version '1.0.0'"
+    )
+
+
+def test_rules_are_added_once_and_switched(operator: Operator) -> None:
+    operator.run("types", "put", "ruled")
+    add = ("rules", "add", "--type", "ruled", "--event", "gpsCheck", "--version-attribute", "gps", "--module", "gps")
+    first = operator.run(*add)
+    assert "must report once more" in first.stderr
+    again = operator.run(*add)
+    rule = ULID.search(first.stdout)
+    assert rule is not None
+    assert again.stdout == f"The rule {rule[0]} is there already.\n"
+    assert operator.ask("rules", "disable", rule[0])["enabled"] is False
+    assert operator.ask("rules", "enable", rule[0])["enabled"] is True
+    assert {entry["event"] for entry in operator.ask("rules", "list", "--type", "ruled")} == {"otaCheck", "gpsCheck"}
+    operator.run("rules", "delete", rule[0])
+    assert [entry["event"] for entry in operator.ask("rules", "list", "--type", "ruled")] == ["otaCheck"]
+
+
+def test_a_bad_line_of_an_import_is_told_and_does_not_stop_the_others(operator: Operator) -> None:
+    operator.run("types", "put", "imported")
+    lines = '{"identifier": "i1", "type": "imported"}\nnonsense\n{"identifier": "i2", "type": "nope"}\n'
+    done = operator.run("devices", "import", operator.file("bad.ndjson", lines), status=1)
+    assert done.stdout == "1 created, 0 replaced, 2 refused.\n"
+    assert done.stderr.splitlines() == ["line 2: The line is not JSON.", "line 3: There is no device type 'nope'."]
+    dry = operator.ask("devices", "import", "-", "--dry-run", stdin='{"identifier": "i3", "type": "imported"}')
+    assert (dry["created"], dry["dry_run"]) == (1, True)
+    assert "There is no device 'i3'." in operator.refused("devices", "show", "i3")
+
+
+def test_an_export_is_an_import(operator: Operator) -> None:
+    operator.run("types", "put", "moved")
+    lines = "".join(
+        f'{{"identifier":"moved {n}","type":"moved","versions":{{"version":"1.{n}"}}}}\n' for n in range(1500)
+    )
+    operator.run("devices", "import", "-", stdin=lines)
+    summary = operator.ask("devices", "export", "fleet.ndjson", "--type", "moved")
+    exported = (operator.folder / "fleet.ndjson").read_text()
+    assert sorted(exported.splitlines()) == sorted(lines.splitlines())
+    assert summary == {"file": "fleet.ndjson", "devices": 1500, "bytes": len(exported)}
+    assert [path.name for path in operator.folder.iterdir()] == ["fleet.ndjson"]
+    assert operator.run("devices", "export", "--type", "moved").stdout == exported
+    again = operator.ask("devices", "import", "fleet.ndjson")
+    assert (again["created"], again["replaced"], again["failed"]) == (0, 1500, 0)
+
+    assert len(operator.ask("devices", "list", "--type", "moved")) == 1500
+    table = operator.run("devices", "list", "--type", "moved")
+    assert len(table.stdout.splitlines()) == 1001
+    assert "--limit 0 shows all" in table.stderr
+    assert len(operator.run("devices", "list", "--type", "moved", "--limit", "0").stdout.splitlines()) == 1501
+    assert len(operator.ask("devices", "list", "--limit", "3")) == 3
+
+
+def test_a_list_that_is_longer_than_an_upload_takes_follows_it(operator: Operator) -> None:
+    operator.run("types", "put", "listed")
+    names = [f"listed-{number}" for number in range(10_001)]
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "listed", "--version")
+    trial = operator.file("trial.txt", "# the trial\n\n" + "\n".join(names) + "\n")
+    firmware = operator.ask(*upload, "1.0", "--devices-file", trial, "--device", "one-more")
+    assert firmware["devices_count"] == 10_002
+    assert set(operator.run("firmware", "devices", firmware["id"]).stdout.splitlines()) == {*names, "one-more"}
+
+    bad = operator.file("bad.txt", "\n".join(names) + "\na/b\n")
+    said = operator.refused(*upload, "2.0", "--devices-file", bad)
+    left = ULID.search(said)
+    assert left is not None
+    assert f"ota-hook firmware devices {left[0]} --set" in said
+    assert operator.ask("firmware", "devices", left[0]) == []
+
+
+def test_the_devices_of_a_firmware_are_set_and_added_to(operator: Operator) -> None:
+    operator.run("types", "put", "chosen")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "chosen", "--version", "1.0")
+    firmware = operator.ask(*upload)["id"]
+    assert operator.ask("firmware", "devices", firmware) is None
+    done = operator.run("firmware", "devices", firmware, "--set", "-", stdin='c1\n"c2"\n{"identifier": "c3"}\n')
+    assert done.stdout == f"The firmware {firmware} is for 3 devices, 3 of those sent not registered.\n"
+    assert operator.ask("firmware", "devices", firmware, "--add", operator.file("more.txt", "c3\nc4"))["count"] == 4
+    assert sorted(operator.ask("firmware", "devices", firmware)) == ["c1", "c2", "c3", "c4"]
+    operator.run("firmware", "devices", firmware, "--set", operator.file("empty.txt", ""))
+    done = operator.run("firmware", "devices", firmware)
+    assert done.stdout == ""
+    assert "for nobody" in done.stderr
+
+
+def test_an_upload_whose_connection_is_cut_is_there_once(outside: Operator) -> None:
+    outside.run("types", "put", "cut")
+    package = outside.file("a.bin", os.urandom(2_000_000))
+    with CuttingProxy(outside.service.admin_port) as proxy:
+        for version, cut_bytes in (("1.0", 500_000), ("2.0", None)):
+            proxy.cut_after(cut_bytes)
+            uploaded = outside.ask(
+                "firmware",
+                "upload",
+                package,
+                "--type",
+                "cut",
+                "--version",
+                version,
+                "--device",
+                "c",
+                "--api",
+                proxy.url,
+            )
+            assert uploaded["version"] == version
+            assert proxy.connections == 2
+    assert [entry["version"] for entry in outside.ask("firmware", "list", "--type", "cut")] == ["1.0", "2.0"]
+
+
+class CuttingProxy:
+    """Passes bytes on to the service, but cuts the first connection: under way, or (None) instead of its answer."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+    def cut_after(self, cut_bytes: int | None) -> None:
+        self.connections = 0
+        thread = threading.Thread(target=self._serve_two, args=(cut_bytes,))
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve_two(self, cut_bytes: int | None) -> None:
+        for cut in (True, False):
+            client, _ = self._listener.accept()
+            self.connections += 1
+            with client, socket.create_connection(("127.0.0.1", self._port)) as service:
+                self._pass_on(client, service, cut_bytes if cut else -1)
+
+    def _pass_on(self, client: socket.socket, service: socket.socket, cut_bytes: int | None) -> None:
+        back = threading.Thread(target=self._answer, args=(service, client, cut_bytes is None))
+        back.start()
+        passed = 0
+        while (data := client.recv(65536)) and (cut_bytes in (-1, None) or passed < (cut_bytes or 0)):
+            service.sendall(data)
+            passed += len(data)
+            if not back.is_alive():
+                break
+        for end in (client, service):
+            with contextlib.suppress(OSError):  # the other thread cut it already
+                end.shutdown(socket.SHUT_RDWR)
+        back.join(SECONDS)
+
+    @staticmethod
+    def _answer(service: socket.socket, client: socket.socket, cut: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := service.recv(65536):
+                if cut:
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(data)
+
+
+def test_an_upload_takes_no_more_memory_for_a_larger_package(outside: Operator) -> None:
+    outside.run("types", "put", "large")
+    peaks = []
+    for version, size_bytes in (("1.0", 1000), ("2.0", 96 * 1024**2)):
+        with (outside.folder / "large.bin").open("wb") as package:
+            package.truncate(size_bytes)
+        process = outside.start("firmware", "upload", "large.bin", "--type", "large", "--version", version, "--json")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        uploaded = json.loads(process.stdout.read())
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        process.stderr.close()
+        assert (process.returncode, uploaded["size"]) == (0, size_bytes)
+        peaks.append(usage.ru_maxrss)
+    assert peaks[1] - peaks[0] < 16 * 1024, peaks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "status", "said"),
+    [
+        (("--api", "http://127.0.0.1:1"), {}, 1, r"can't be reached .* `ota-hook serve`"),
+        (("--api", "nonsense"), {}, 2, "no address"),
+        (("--data-dir", "elsewhere"), {}, 2, r"no admin token: .*elsewhere/admin-token.*--data-dir"),
+        ((), {"OTA_HOOK_ADMIN_TOKEN": "not-the-services-token"}, 2, "does not accept .* OTA_HOOK_ADMIN_TOKEN"),
+        ((), {"OTA_HOOK_ADMIN_TOKEN": "not a token"}, 2, "no admin token"),
+        ((), {"OTA_HOOK_ADMIN_LISTN": "1"}, 2, "OTA_HOOK_ADMIN_LISTEN"),
+        ((), {"OTA_HOOK_ADMIN_LISTEN": "127.0.0.1:0"}, 2, "--api"),
+        (("--config", "missing.toml"), {}, 2, r"missing\.toml"),
+    ],
+)
+def test_who_can_not_be_asked_says_what_to_do(
+    operator: Operator, arguments: tuple[str, ...], environ: dict[str, str], status: int, said: str
+) -> None:
+    assert re.search(said, operator.refused("types", "list", *arguments, status=status, environ=environ))
+
+
+def test_the_connection_is_found_by_flag_then_environment_then_file(operator: Operator, service: Service) -> None:
+    token = (service.data_dir / "admin-token").read_text().strip()
+    config = operator.file("ota-hook.toml", f'admin_listen = "0.0.0.0:{service.admin_port}"\nadmin_token = "{token}"\n')
+    nowhere = {"OTA_HOOK_ADMIN_LISTEN": "", "OTA_HOOK_DATA_DIR": str(operator.folder)}
+    operator.run("types", "list", "--config", config, environ=nowhere)
+    wrong = {**nowhere, "OTA_HOOK_ADMIN_LISTEN": "127.0.0.1:1"}
+    operator.refused("types", "list", "--config", config, environ=wrong)
+    address = f"http://localhost:{service.admin_port}/api/v1"
+    operator.run("types", "list", "--config", config, "--api", address, environ=wrong)
+
+
+def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator) -> None:
+    operator.run("types", "put", "strict", "--scheme", "semver")
+    package = operator.file("a.bin", b"firmware")
+    upload = ("firmware", "upload", package, "--type", "strict", "--version")
+    assert "OTA_HOOK_PUBLIC_URL_HTTPS" in operator.refused(*upload, "1.0.0", "--https")
+    assert "'semver'" in operator.refused(*upload, "1.0")
+    assert "must say from which versions" in operator.refused(*upload, "1.0.0", "--allow-downgrade")
+    assert "end in one of" in operator.refused("firmware", "upload", operator.file("a.txt", b"x"), *upload[3:], "1.0.0")
+    assert "empty" in operator.refused("firmware", "upload", operator.file("b.bin", b""), *upload[3:], "1.0.0")
+    assert "no file" in operator.refused("firmware", "upload", "c.bin", *upload[3:], "1.0.0")
+    firmware = operator.ask(*upload, "1.0.0", "--disabled", "--source-version", "0.9.0")
+    assert (firmware["enabled"], firmware["source_versions"]) == (False, ["0.9.0"])
+    assert firmware["id"] in operator.refused("types", "delete", "strict")
+    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith(
+        "identifier: 'a/b' names a gateway's child"
+    )
+
+
+def test_a_table_is_for_people_wherever_it_goes(outside: Operator) -> None:
+    outside.run("types", "put", "a-wide-one", "--name", "很长的名字" * 20)
+    outside.run("types", "put", "another")
+    table = outside.run("types", "list", environ={"FORCE_COLOR": "1", "COLUMNS": "40"}).stdout
+    assert "\x1b" not in table
+    (wide,) = (line for line in table.splitlines() if line.startswith("a-wide-one "))
+    assert "很长的名字" * 20 in wide
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d CST$", wide)
+    ascii_only = outside.run("types", "list", environ={"PYTHONIOENCODING": "ascii"}).stdout
+    assert "\\u5f88" in ascii_only
+    entry = next(entry for entry in outside.ask("types", "list") if entry["key"] == "a-wide-one")
+    assert entry["created_at"].endswith("Z")
+
+
+def test_a_question_that_nobody_can_answer_is_refused(operator: Operator) -> None:
+    operator.run("types", "put", "asked")
+    operator.run("devices", "import", "-", stdin='{"identifier": "q1", "type": "asked"}\n')
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "asked", "--version", "1.0")
+    firmware = operator.ask(*upload, "--device", "q1")["id"]
+    assert "--yes" in operator.refused("firmware", "delete", firmware)
+    assert "--yes" in operator.refused("firmware", "release", firmware)
+
+    said, status = answer_on_terminal(operator, "n\n", "firmware", "release", firmware)
+    assert status == 1
+    assert "to the whole type 'asked' (1 device)?" in said
+    assert "Nothing was changed." in said
+    assert operator.ask("firmware", "show", firmware)["devices"] == ["q1"]
+    _, status = answer_on_terminal(operator, "y\n", "firmware", "release", firmware)
+    assert status == 0
+    assert operator.ask("firmware", "show", firmware)["devices"] is None
+
+
+def answer_on_terminal(operator: Operator, answer: str, *arguments: str) -> tuple[str, int]:
+    """Run a command on a terminal and type `answer` when it asks; returns what it wrote, and its status."""
+    master, slave = pty.openpty()
+    process = operator.start(*arguments, stdin=slave, stderr=slave, stdout=slave)
+    os.close(slave)
+    written = b""
+    try:
+        while b"[y/N]" not in written:
+            written += os.read(master, 4096)
+        os.write(master, answer.encode())
+        while True:
+            written += os.read(master, 4096)
+    except OSError:  # how a terminal says that nobody has it open any more
+        pass
+    finally:
+        os.close(master)
+    return written.decode().replace("\r\n", "\n"), process.wait(SECONDS)
+
+
+def test_progress_is_shown_on_a_terminal_alone(outside: Operator) -> None:
+    outside.run("types", "put", "slow")
+    upload = (
+        "firmware",
+        "upload",
+        outside.file("slow.bin", os.urandom(300_000)),
+        "--type",
+        "slow",
+        "--json",
+        "--version",
+    )
+    assert outside.run(*upload, "1.0").stderr == ""
+    master, slave = pty.openpty()
+    process = outside.start(*upload, "2.0", stderr=slave)
+    os.close(slave)
+    shown = b""
+    try:
+        while data := os.read(master, 4096):
+            shown += data
+    except OSError:
+        pass
+    os.close(master)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert b"sending slow.bin" in shown
+    assert json.loads(output)["version"] == "2.0"
+
+
+def test_control_c_ends_a_command_without_a_traceback(outside: Operator) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = outside.start("types", "list", "--api", address)
+        silent.settimeout(SECONDS)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, output, errors) == (130, b"", b"")
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(outside: Operator) -> None:
+    outside.run("types", "put", "piped")
+    for arguments in (("devices", "export"), ("types", "list"), ("types", "list", "--json")):
+        process = outside.start(*arguments)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait(SECONDS) == 141
+
+
+def test_every_command_teaches_by_an_example() -> None:
+    nouns = {
+        group.name: group.typer_instance for group in cli.app.registered_groups if group.typer_instance is not None
+    }
+    assert nouns.keys() >= {"types", "devices", "firmware", "rules"}
+    for noun, instance in nouns.items():
+        for command in instance.registered_commands:
+            assert command.callback is not None
+            assert re.search(rf"Example: (.*\| )?ota-hook {noun} {command.name}\b", command.callback.__doc__ or "")
+
+
+@pytest.mark.parametrize("command", ["types put", "firmware upload", "check"])
+def test_help_says_where_the_service_is_sought(operator: Operator, command: str) -> None:
+    shown = operator.run(*command.split(), "--help").stdout
+    for said in ("--json", "--api URL", "--data-dir", "--config", f"Example: ota-hook {command} "):
+        assert said in shown

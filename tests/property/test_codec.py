@@ -1,0 +1,202 @@
+"""The codec equals the generated classes: the same requests refused, the same values read, the same bytes written."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ota_hook.exhook._codec import read_publish, write_rewrite
+from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, ValuedResponse
+from tests.publish_requests import V2_CHECK, V3_CHECK, fields_by_generated_class, fields_of
+
+VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
+
+UINT64 = st.integers(0, 2**64 - 1)
+PLAIN_TEXT = st.sampled_from(["", "d1", "username", "event_report/d1", "emqx@127.0.0.1", "seven77", "eight888", "a" * 130])
+TEXT = PLAIN_TEXT | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def spell_varint(value: int, *, padding: int = 0) -> bytes:
+    """`padding`: groups of seven zero bits more than needed."""
+    low, groups = value, []
+    while low >= 0x80:
+        groups.append(low & 0x7F | 0x80)
+        low >>= 7
+    groups.append(low)
+    for _ in range(padding):
+        groups[-1] |= 0x80
+        groups.append(0)
+    return bytes(groups)
+
+
+def spell_field(number: int, body: bytes) -> bytes:
+    return spell_varint(number << 3 | LENGTH_DELIMITED) + spell_varint(len(body)) + body
+
+
+PADDING = st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 8, 9, 10])
+SPELLED_NUMBERS = st.builds(
+    lambda value, padding: spell_varint(value, padding=padding),
+    st.sampled_from([0, 1, 2, 3, 127, 128, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1]) | UINT64,
+    PADDING,
+)
+BAD_UTF8 = st.sampled_from(
+    [b"\xff", b"\x80", b"d\xc3", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"eight888\xf0\x9f\x98"]
+)
+STRINGS = st.one_of(*[TEXT.map(str.encode)] * 9, BAD_UTF8)
+
+
+def records_of(known: dict[int, st.SearchStrategy[bytes]]) -> st.SearchStrategy[bytes]:
+    """Fields one behind the other. `known`: by number, what stands between its length and the next field, or for
+    numbers of scalars (SPELLED_NUMBERS) behind the tag."""
+
+    def spell(number: int, body: bytes) -> bytes:
+        if known[number] is SPELLED_NUMBERS:
+            return spell_varint(number << 3 | VARINT) + body
+        return spell_field(number, body)
+
+    ordinary = st.one_of([st.builds(spell, st.just(number), body) for number, body in known.items()])
+    # Lengths spelled with more bytes than they need, tags likewise.
+    padded = st.builds(
+        lambda number, body, more_tag, more_length: (
+            spell_varint(number << 3 | LENGTH_DELIMITED, padding=more_tag)
+            + spell_varint(len(body), padding=more_length)
+            + body
+        ),
+        st.sampled_from(sorted(known)),
+        STRINGS,
+        PADDING,
+        PADDING,
+    )
+    return st.lists(st.one_of(*[ordinary] * 12, padded, strange_records()), max_size=9).map(b"".join)
+
+
+def strange_records() -> st.SearchStrategy[bytes]:
+    """Any field number in any wire type, whole or not, and groups."""
+    numbers = st.integers(0, 9) | st.sampled_from([15, 16, 2047, 2**28, 2**29 - 1, 2**29, 2**32])
+    tags = st.builds(lambda number, kind: spell_varint(number << 3 | kind), numbers, st.integers(0, 7))
+    bodies = st.one_of(SPELLED_NUMBERS, st.binary(max_size=9), STRINGS.map(lambda text: spell_field(1, text)[1:]))
+    single = st.builds(lambda tag, body: tag + body, tags, bodies)
+    groups = st.builds(
+        lambda number, other, body: (
+            spell_varint(number << 3 | START_GROUP) + body + spell_varint(other << 3 | END_GROUP)
+        ),
+        st.integers(1, 9),
+        st.integers(1, 9),
+        single | st.just(b""),
+    )
+    matched = st.builds(
+        lambda number, depth, body: (
+            spell_varint(number << 3 | START_GROUP) * depth + body + spell_varint(number << 3 | END_GROUP) * depth
+        ),
+        st.integers(1, 9),
+        st.sampled_from([1, 2, 97, 98, 99, 100, 101, 120]),
+        st.builds(spell_field, st.integers(1, 9), STRINGS),
+    )
+    return st.one_of(single, groups, matched)
+
+
+HEADERS = records_of({1: st.just(b"username") | STRINGS, 2: STRINGS})
+META = records_of({1: STRINGS, 2: STRINGS, 3: STRINGS, 4: STRINGS})
+PROPERTIES = records_of({1: STRINGS, 2: STRINGS})
+MESSAGES = records_of(
+    {
+        1: STRINGS,
+        2: STRINGS,
+        3: SPELLED_NUMBERS,
+        4: STRINGS,
+        5: STRINGS,
+        6: st.binary(max_size=300),
+        7: SPELLED_NUMBERS,
+        8: HEADERS,
+    }
+)
+REQUESTS = records_of({1: MESSAGES, 2: META, 3: PROPERTIES, 4: PROPERTIES})
+
+SENT_BY_A_BROKER = st.builds(
+    lambda message, username, meta, props: MessagePublishRequest(
+        message=Message(headers={"username": username, "protocol": "mqtt"}, **message),
+        meta={"node": meta, "version": "5.8.9"},
+        user_props=props,
+    ).SerializeToString(),
+    st.fixed_dictionaries(
+        {
+            "node": TEXT,
+            "id": TEXT,
+            "qos": st.integers(0, 2**32 - 1),
+            "from": TEXT,
+            "topic": TEXT,
+            "payload": st.binary(max_size=300),
+            "timestamp": UINT64,
+        }
+    ),
+    TEXT,
+    TEXT,
+    st.lists(st.fixed_dictionaries({"name": TEXT, "value": TEXT}), max_size=3),
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, requests: st.SearchStrategy[bytes]) -> bytes:
+    """A request with up to four bits turned, parts cut, repeated, moved or put in."""
+    request = bytearray(draw(requests))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(request)))
+        stop = draw(st.integers(at, min(len(request), at + 40)))
+        change = draw(st.sampled_from(["turn", "turn", "set", "cut", "end", "repeat", "append", "insert"]))
+        if change == "turn" and at < len(request):
+            request[at] ^= 1 << draw(st.integers(0, 7))
+        elif change == "set" and at < len(request):
+            request[at] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+        elif change == "cut":
+            del request[at:stop]
+        elif change == "end":
+            del request[at:]
+        elif change == "repeat":
+            request[at:at] = request[at:stop]
+        elif change == "append":
+            request += request[at:stop]
+        else:
+            request[at:at] = draw(st.binary(min_size=1, max_size=12))
+    return bytes(request)
+
+
+def assert_equal_to_the_generated_class(request: bytes) -> None:
+    assert fields_of(read_publish(request)) == fields_by_generated_class(request)
+
+
+@given(SENT_BY_A_BROKER)
+def test_what_a_broker_sends_is_read_as_the_generated_class_reads_it(request: bytes) -> None:
+    assert read_publish(request) is not None
+    assert_equal_to_the_generated_class(request)
+
+
+@given(REQUESTS)
+def test_fields_in_any_order_number_and_spelling_are_read_as_the_generated_class_reads_them(request: bytes) -> None:
+    assert_equal_to_the_generated_class(request)
+
+
+@given(st.lists(MESSAGES, min_size=2, max_size=3))
+def test_a_message_in_several_parts_is_merged_as_the_generated_class_merges_it(parts: list[bytes]) -> None:
+    assert_equal_to_the_generated_class(b"".join(spell_field(1, part) for part in parts))
+
+
+@given(spoiled(st.one_of(st.sampled_from([V2_CHECK, V3_CHECK]), SENT_BY_A_BROKER, REQUESTS)))
+def test_spoiled_requests_are_refused_or_read_as_by_the_generated_class(request: bytes) -> None:
+    assert_equal_to_the_generated_class(request)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_or_read_as_by_the_generated_class(request: bytes) -> None:
+    assert_equal_to_the_generated_class(request)
+
+
+@given(
+    topic=TEXT | st.integers(0, 70_000).map(lambda size: "t" * size),
+    payload=st.binary(max_size=300) | st.sampled_from([127, 128, 16_383, 16_384, 2_097_152]).map(bytes),
+    qos=st.integers(0, 3) | st.integers(0, 2**32 - 1),
+)
+def test_a_rewrite_is_written_as_the_generated_class_writes_it(topic: str, payload: bytes, qos: int) -> None:
+    expected = ValuedResponse(
+        type=ValuedResponse.STOP_AND_RETURN, message=Message(topic=topic, payload=payload, qos=qos)
+    ).SerializeToString()
+    assert write_rewrite(topic, payload, qos) == expected
