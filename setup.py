@@ -50,7 +50,7 @@ setup(
                 ["ota_hook/exhook/_codec.pyx"],
                 define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
                 extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"],
-            )
+            ),
         ],
         compiler_directives={"language_level": "3", "embedsignature": True, "linetrace": DEBUG},
     ),

@@ -17,8 +17,8 @@ class SnapshotSource(Protocol):
     def current(self) -> Snapshot: ...
 
 
-class DeviceStore(Protocol):
-    """Devices and what they reported. Every method raises DependencyError where Redis does not answer."""
+class DeviceStates(Protocol):
+    """What the hook needs of devices. Both methods raise DependencyError where Redis does not answer."""
 
     async def load_device(self, identifier: str) -> DeviceState | None:
         """The device, or None where it is not registered."""
@@ -42,6 +42,10 @@ class DeviceStore(Protocol):
         for an unknown device.
         """
         ...
+
+
+class DeviceStore(DeviceStates, Protocol):
+    """Devices, for operators. Every method raises DependencyError where Redis does not answer."""
 
     async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
         """Create or replace (admin). `versions` None keeps what is stored. Returns whether it was created."""
@@ -83,8 +87,8 @@ class DeviceStore(Protocol):
         ...
 
 
-class OfferStore(Protocol):
-    """Open offers, a device's last outcomes, counters per firmware."""
+class OpenOffers(Protocol):
+    """What the hook needs of offers."""
 
     async def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         """Open `offer`; the same firmware again adds its command id (the last four stay), another is superseded."""
@@ -95,6 +99,10 @@ class OfferStore(Protocol):
     ) -> bool:
         """Close the open offer of that module and firmware. False where it was closed already (idempotent)."""
         ...
+
+
+class OfferStore(OpenOffers, Protocol):
+    """Open offers, a device's last outcomes, counters per firmware."""
 
     async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
         """Close every open offer of a firmware as cancelled (its deletion). Returns how many; idempotent."""

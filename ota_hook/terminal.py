@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -108,14 +109,18 @@ class Terminal:
         """Names and values, one below the other."""
         table = Table.grid(padding=(0, 3))
         table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
+        table.add_column(no_wrap=True)
         for name, value in pairs:
-            table.add_row(name, Text(printable(value), overflow="fold"))
-        self._print(table)
+            table.add_row(name, Text(printable(value)))
+        self._print(table, width=_WIDE)  # who copies an address wants it in one piece: the terminal may wrap it
 
-    def _print(self, what: Table | Text) -> None:
+    def _print(self, what: Table | Text, *, width: int | None = None) -> None:
+        if width is None and isinstance(what, Table):
+            # rich leaves out the columns that don't fit. Then lines that are too long are the lesser evil.
+            wide = self._out.options.update(max_width=_WIDE)
+            width = max(self._out.width, Measurement.get(self._out, wide, what).minimum)
         with self._out.capture() as captured:
-            self._out.print(what, soft_wrap=isinstance(what, Text))
+            self._out.print(what, soft_wrap=isinstance(what, Text), width=width)
         # Cells are filled up with blanks to their column's width; the last one's are of no use to anyone.
         sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
         sys.stdout.flush()

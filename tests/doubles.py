@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ota_hook.model import (
@@ -60,7 +60,7 @@ class FixedSnapshot:
 
 @dataclass
 class MemoryDevices:
-    """A DeviceStore. `stalled` makes calls wait until `resumed` is set, as a Redis that does not answer."""
+    """DeviceStates. `stalled` makes calls wait until `resumed` is set, as a Redis that does not answer."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
     stalled: bool = False
@@ -98,31 +98,10 @@ class MemoryDevices:
         self.devices[identifier] = replace(device, versions=merged)
         return self.devices[identifier]
 
-    async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
-        raise NotImplementedError
-
-    async def delete_device(self, identifier: str) -> bool:
-        return self.devices.pop(identifier, None) is not None
-
-    async def count_unknown(self, identifiers: Sequence[str]) -> int:
-        return sum(identifier not in self.devices for identifier in identifiers)
-
-    async def import_devices(self, devices: Sequence[tuple[str, str, Mapping[str, str] | None]]) -> tuple[int, int]:
-        raise NotImplementedError
-
-    async def scan_devices(self, *, device_type: str | None = None) -> AsyncIterator[DeviceState]:
-        for device in self.devices.values():
-            yield device
-
-    async def page_devices(
-        self, *, cursor: str | None, limit: int, device_type: str | None = None
-    ) -> tuple[list[DeviceState], str | None]:
-        return list(self.devices.values())[:limit], None
-
 
 @dataclass
 class MemoryOffers:
-    """An OfferStore beside MemoryDevices, whose devices carry the open offers."""
+    """OpenOffers beside MemoryDevices, whose devices carry the open offers."""
 
     devices: MemoryDevices
     settled: list[tuple[str, SettledOffer]] = field(default_factory=list)
@@ -147,15 +126,6 @@ class MemoryOffers:
             (identifier, SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code))
         )
         return True
-
-    async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
-        raise NotImplementedError
-
-    async def load_history(self, identifier: str) -> list[SettledOffer]:
-        return [settled for name, settled in reversed(self.settled) if name == identifier]
-
-    async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-        return {firmware_id: {} for firmware_id in firmware_ids}
 
 
 @dataclass

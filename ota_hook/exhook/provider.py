@@ -40,7 +40,7 @@ from ota_hook.exhook.late_reports import LateReports, Report
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import OpenOffer
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIds, DeviceStore, OfferStore, Publisher, SnapshotSource
+from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Publisher, SnapshotSource
 
 PACKAGES: Final = ("emqx.exhook.v1", "emqx.exhook.v2", "emqx.exhook.v3")
 SERVICE: Final = "HookProvider"
@@ -98,8 +98,8 @@ class HookProvider:
         options: HookOptions,
         *,
         snapshots: SnapshotSource,
-        devices: DeviceStore,
-        offers: OfferStore,
+        devices: DeviceStates,
+        offers: OpenOffers,
         command_ids: CommandIds,
         publisher: Publisher | None,
         metrics: HookMetrics,

@@ -14,7 +14,12 @@ from tests.e2e.service import COMMAND, Service, clean_environment, free_port, ru
 
 def ota_hook(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=110, env=clean_environment(**environ), check=False
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env=clean_environment(**environ),
+        check=False,
     )
 
 
