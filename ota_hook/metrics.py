@@ -1,57 +1,81 @@
-"""What the hook counts, as Prometheus metrics of one registry. Labels are words of a fixed few, never device text."""
+"""What the hook counts. Plain integers where messages pass, made into Prometheus metrics when somebody asks.
+
+Labels are words of a fixed few, never device text: their number is bounded.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+Tally = defaultdict[str, int]
+"""Counts by the value of the metric's one label."""
+
+_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+_COUNTERS: Final = {
+    "calls": ("method", "ExHook calls taken, by method."),
+    "checks": ("result", "Checks by what came of them: offer, no_version, none_newer, or why the hook stayed silent."),
+    "reports": ("result", "Attribute reports by what became of them."),
+    "bad_messages": ("reason", "Device messages, or single values in them, that could not be used."),
+    "settled_offers": ("outcome", "Offers that got an outcome."),
+    "unanswered": ("reason", "Publishes answered with IGNORE because we could not do better in time."),
+}
 
 
 class HookMetrics:
-    """The counters of one process. A fresh registry each, so that tests and roles never share one by accident."""
+    """The counters of one process, and gauges that are asked when they are wanted.
+
+    A fresh registry each, so that tests and roles never share one by accident.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.calls: Tally = defaultdict(int)
+        self.checks: Tally = defaultdict(int)
+        self.reports: Tally = defaultdict(int)
+        self.bad_messages: Tally = defaultdict(int)
+        self.settled_offers: Tally = defaultdict(int)
+        self.unanswered: Tally = defaultdict(int)
+        self._answers = [0] * (len(_BUCKETS_S) + 1)
+        self._answers_sum_s = 0.0
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.registry = registry if registry is not None else CollectorRegistry()
-        self.calls = Counter(
-            "ota_hook_calls_total", "ExHook calls answered, by method.", ["method"], registry=self.registry
+        self.registry.register(self)
+
+    def observe_answer(self, seconds: float) -> None:
+        """From a publish reaching the provider to its answer."""
+        self._answers[bisect_left(_BUCKETS_S, seconds)] += 1
+        self._answers_sum_s += seconds
+
+    def add_gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """A value that is read when the metrics are; `ota_hook_` comes before `name`."""
+        self._gauges[name] = (documentation, read)
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        for name, (label, documentation) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"ota_hook_{name}", documentation, labels=[label])
+            tally: Tally = getattr(self, name)
+            for value, count in sorted(tally.items()):
+                counter.add_metric([value], count)
+            yield counter
+        yield self._histogram()
+        for name, (documentation, read) in self._gauges.items():
+            yield GaugeMetricFamily(f"ota_hook_{name}", documentation, value=read())
+
+    def _histogram(self) -> Metric:
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), self._answers, strict=True):
+            total += count
+            buckets.append((bound, total))
+        histogram = HistogramMetricFamily(
+            "ota_hook_answer_seconds", "Time from a publish reaching the provider to its answer."
         )
-        self.checks = Counter(
-            "ota_hook_checks_total",
-            "Answers to checks: offer, no_version, none_newer, or why the hook stayed silent.",
-            ["result"],
-            registry=self.registry,
-        )
-        self.reports = Counter(
-            "ota_hook_reports_total", "Attribute reports, by what became of them.", ["result"], registry=self.registry
-        )
-        self.late_reports = Gauge(
-            "ota_hook_late_reports", "Reports that wait here until Redis takes them.", registry=self.registry
-        )
-        self.bad_messages = Counter(
-            "ota_hook_bad_messages_total",
-            "Device messages, or single values in them, that could not be used, by reason.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.settled_offers = Counter(
-            "ota_hook_settled_offers_total", "Offers that got an outcome.", ["outcome"], registry=self.registry
-        )
-        self.unanswered = Counter(
-            "ota_hook_unanswered_total",
-            "Calls answered with IGNORE because we could not do better in time, by reason.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.answer_seconds = Histogram(
-            "ota_hook_answer_seconds",
-            "Time from a publish reaching the provider to its answer.",
-            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5),
-            registry=self.registry,
-        )
-        self.catalogue_revision = Gauge(
-            "ota_hook_catalogue_revision", "The catalogue revision in force in this process.", registry=self.registry
-        )
-        self.refused_documents = Gauge(
-            "ota_hook_refused_documents",
-            "Catalogue documents that can't be used now; the last good ones stay in force.",
-            ["kind"],
-            registry=self.registry,
-        )
+        histogram.add_metric([], buckets, self._answers_sum_s)
+        return histogram

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.snapshot import Snapshot
 
@@ -17,35 +18,47 @@ class SnapshotSource(Protocol):
     def current(self) -> Snapshot: ...
 
 
-class DeviceStates(Protocol):
-    """What the hook needs of devices. Both methods raise DependencyError where Redis does not answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a device reported: its usable versions, when the broker got them, and the type its topic names, if any.
 
-    async def load_device(self, identifier: str) -> DeviceState | None:
-        """The device, or None where it is not registered."""
+    `register`: an unknown device is registered under `topic_type`.
+    """
+
+    device: str
+    versions: Mapping[str, str]
+    reported_at_ms: int
+    topic_type: str | None = None
+    register: bool = False
+
+
+DeviceDone = Callable[["DeviceState | DependencyError | None"], None]
+"""Gets the device, None where it is not registered, or the error where Redis did not answer within the budget."""
+
+
+class DeviceStates(Protocol):
+    """What the hook asks of devices. Nothing waits: `done` is called once, within the answer budget."""
+
+    def load_device(self, identifier: str, done: DeviceDone) -> None:
+        """Find the device, without its open offers."""
         ...
 
-    async def store_report(
-        self,
-        identifier: str,
-        versions: Mapping[str, str],
-        *,
-        reported_at_ms: int,
-        kept_by_type: Mapping[str, frozenset[str]],
-        expected_type: str | None = None,
-        register: bool = False,
-    ) -> DeviceState | None:
-        """Keep each of `versions` that the device's type keeps and that is not older than what is stored, atomically.
+    def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
+        """Keep each version that the device's type keeps and that is not older than what is stored, atomically.
 
-        `kept_by_type` is the catalogue's version attributes per type key. `expected_type` (the dialect named it in
-        the topic): a device of another type is left alone and None is returned; with `register`, an unknown device is
-        registered under it. A report that changes nothing writes nothing. Returns the state after the report, None
-        for an unknown device.
+        `kept_by_type` is the catalogue's version attributes per type key. A device of another type than the topic's
+        is left alone, as if it were unknown. A report that changes nothing writes nothing. `done` gets the state after
+        the report with the device's open offers.
         """
         ...
 
 
-class DeviceStore(DeviceStates, Protocol):
+class DeviceStore(Protocol):
     """Devices, for operators. Every method raises DependencyError where Redis does not answer."""
+
+    async def load_device(self, identifier: str) -> DeviceState | None:
+        """The device with its open offers, or None where it is not registered."""
+        ...
 
     async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
         """Create or replace (admin). `versions` None keeps what is stored. Returns whether it was created."""
@@ -88,21 +101,21 @@ class DeviceStore(DeviceStates, Protocol):
 
 
 class OpenOffers(Protocol):
-    """What the hook needs of offers."""
+    """What the hook notes of offers. Nothing waits: a note leaves with the next batch, and a kill may lose it."""
 
-    async def record_offer(self, identifier: str, offer: OpenOffer) -> None:
+    def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         """Open `offer`; the same firmware again adds its command id (the last four stay), another is superseded."""
         ...
 
-    async def settle_offer(
+    def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
-    ) -> bool:
-        """Close the open offer of that module and firmware. False where it was closed already (idempotent)."""
+    ) -> None:
+        """Close the open offer of that module and firmware. Nothing happens where it was closed already."""
         ...
 
 
-class OfferStore(OpenOffers, Protocol):
-    """Open offers, a device's last outcomes, counters per firmware."""
+class OfferStore(Protocol):
+    """A device's last outcomes and counters per firmware, for operators. Raises DependencyError."""
 
     async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
         """Close every open offer of a firmware as cancelled (its deletion). Returns how many; idempotent."""
@@ -118,8 +131,8 @@ class OfferStore(OpenOffers, Protocol):
 
 
 class CommandIds(Protocol):
-    async def next_id(self) -> int:
-        """A positive integer below 2^53, unique in the deployment."""
+    def next_id(self) -> int:
+        """A positive integer below 2^53, unique in the deployment. DependencyError where none is left in stock."""
         ...
 
 

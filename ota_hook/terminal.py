@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import orjson
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.text import Text
 from ota_hook.errors import InputError
 
 _WIDE: Final = 100_000
-"""Columns of what is no terminal: nothing is cut or wrapped there."""
+"""Columns where nothing is cut or folded."""
 _ROWS_AT_ONCE: Final = 1000
 _SIZE_UNITS: Final = ("KiB", "MiB", "GiB")
 
@@ -29,7 +30,7 @@ class Column(NamedTuple):
     """A column of a table. `min_width` keeps what people copy, an id for one, in one piece."""
 
     title: str
-    min_width: int | None = None
+    min_width: int = 0
     right: bool = False
 
 
@@ -73,8 +74,10 @@ class Terminal:
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(errors="backslashreplace")  # a name that this locale can't show must not end the command
-        self._out = _console(sys.stdout)
+        # Its columns are not the terminal's: what may be folded is decided table by table.
+        self._out = _console(sys.stdout, width=_WIDE)
         self._err = _console(sys.stderr)
+        self._terminal_columns = _console(sys.stdout).width if sys.stdout.isatty() else _WIDE
 
     # ---- standard output
 
@@ -100,27 +103,31 @@ class Terminal:
         for row in rows:
             piece.append(row)
             if len(piece) == _ROWS_AT_ONCE:
-                self._print(_make_table(columns, piece, titled=not begun))
+                self._print(self._fit(_make_table(columns, piece, titled=not begun)))
                 piece, begun = [], True
         if piece or not begun:
-            self._print(_make_table(columns, piece, titled=not begun))
+            self._print(self._fit(_make_table(columns, piece, titled=not begun)))
 
     def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Names and values, one below the other."""
+        """Names and values, one below the other. Values stay in one piece, for who copies an address."""
         table = Table.grid(padding=(0, 3))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True)
         for name, value in pairs:
             table.add_row(name, Text(printable(value)))
-        self._print(table, width=_WIDE)  # who copies an address wants it in one piece: the terminal may wrap it
+        self._print(table)
 
-    def _print(self, what: Table | Text, *, width: int | None = None) -> None:
-        if width is None and isinstance(what, Table):
-            # rich leaves out the columns that don't fit. Then lines that are too long are the lesser evil.
-            wide = self._out.options.update(max_width=_WIDE)
-            width = max(self._out.width, Measurement.get(self._out, wide, what).minimum)
+    def _fit(self, table: Table) -> Table:
+        """Fold cells where the table is wider than the terminal."""
+        natural = Measurement.get(self._out, self._out.options, table)
+        if natural.maximum > self._terminal_columns:
+            # rich leaves out the columns that don't fit. Lines that are too long are the lesser evil.
+            table.width = max(natural.minimum, self._terminal_columns)
+        return table
+
+    def _print(self, what: Table | Text) -> None:
         with self._out.capture() as captured:
-            self._out.print(what, soft_wrap=isinstance(what, Text), width=width)
+            self._out.print(what, soft_wrap=isinstance(what, Text))
         # Cells are filled up with blanks to their column's width; the last one's are of no use to anyone.
         sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
         sys.stdout.flush()
@@ -162,12 +169,11 @@ class Terminal:
             yield lambda done: bar.update(task, completed=done)
 
 
-def _console(stream: Any) -> Console:  # noqa: ANN401 - whatever standard streams are replaced with
-    on_terminal = stream.isatty()
+def _console(stream: Any, *, width: int | None = None) -> Console:  # noqa: ANN401 - whatever replaces a stream
     return Console(
         file=stream,
-        force_terminal=on_terminal,
-        width=None if on_terminal else _WIDE,
+        force_terminal=stream.isatty(),
+        width=width,
         markup=False,
         highlight=False,
         emoji=False,
@@ -177,8 +183,10 @@ def _console(stream: Any) -> Console:  # noqa: ANN401 - whatever standard stream
 def _make_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, titled: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=titled, header_style="bold")
     for column in columns:
+        # A width of its own keeps rich from folding a title, or an id, for the sake of another column.
+        min_width = max(column.min_width, cell_len(column.title))
         table.add_column(
-            column.title, min_width=column.min_width, overflow="fold", justify="right" if column.right else "left"
+            column.title, min_width=min_width, overflow="fold", justify="right" if column.right else "left"
         )
     for row in rows:
         table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))

@@ -48,4 +48,4 @@ class GuardedBytes:
         at = self._guard - len(data) - _HEADER_BYTES
         ctypes.memmove(at, id(data), _HEADER_BYTES + len(data))
         ctypes.c_ssize_t.from_address(at).value = _NEVER_FREED
-        return read(cast(bytes, ctypes.cast(at, ctypes.py_object).value))
+        return read(cast("bytes", ctypes.cast(at, ctypes.py_object).value))

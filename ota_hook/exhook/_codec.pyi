@@ -17,7 +17,7 @@ class Publish:
     """
 
     def __init__(
-        self, *, topic: str, payload: bytes, clientid: str, username: str, qos: int, timestamp_ms: int
+        self, topic: str, payload: bytes, clientid: str, username: str, qos: int, timestamp_ms: int
     ) -> None: ...
     @property
     def topic(self) -> str: ...
@@ -33,7 +33,10 @@ class Publish:
     def timestamp_ms(self) -> int: ...
 
 def read_publish(request: bytes) -> Publish | None:
-    """The publish in a serialized MessagePublishRequest (v2 or v3); None where protobuf can't decode it. Never raises."""
+    """The publish in a serialized MessagePublishRequest (v2 or v3); None where protobuf can't decode it.
+
+    Never raises.
+    """
 
 def write_rewrite(topic: str, payload: bytes, qos: int) -> bytes:
     """ValuedResponse{STOP_AND_RETURN} with a message of that topic, payload and qos, serialized.

@@ -7,46 +7,37 @@ Bounded: when full, the report that waited longest is dropped and counted. It mu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 import structlog
 
-from ota_hook.errors import DependencyError
 from ota_hook.metrics import HookMetrics
+from ota_hook.ports import Report
 
-LATE_REPORTS_MAX: Final = 10_000
-_STORE_TIMEOUT_S: Final = 5.0
-_PAUSE_S: Final = (0.1, 0.2, 0.5, 1.0)
+LATE_REPORTS_MAX: Final = 100_000
+_BATCH: Final = 500
+_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.5)
 _CLOSE_S: Final = 2.0
 
 _log = structlog.get_logger("ota_hook.late_reports")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a device reported: its usable versions, when the broker got them, and the type its topic names, if any."""
-
-    device: str
-    versions: Mapping[str, str]
-    reported_at_ms: int
-    topic_type: str | None
+StoreReport = Callable[[Report, Callable[[bool], None]], None]
+"""Stores a report; the callback is told once, soon, whether it is settled (stored, or for nobody)."""
 
 
 class LateReports:
     """`device in late_reports` says whether an older state than the device's last word is stored: a check must wait."""
 
-    def __init__(
-        self, store: Callable[[Report], Awaitable[None]], metrics: HookMetrics, *, limit: int = LATE_REPORTS_MAX
-    ) -> None:
+    def __init__(self, store: StoreReport, metrics: HookMetrics, *, limit: int = LATE_REPORTS_MAX) -> None:
         self._store = store
         self._limit = limit
-        self._dropped = metrics.reports.labels("late_dropped")
-        self._kept = metrics.reports.labels("late")
+        self._tally = metrics.reports
         self._waiting: dict[str, Report] = {}
         self._task: asyncio.Task[None] | None = None
-        metrics.late_reports.set_function(lambda: len(self._waiting))
+        metrics.add_gauge("late_reports", "Reports that wait until Redis takes them.", lambda: len(self._waiting))
 
     def __contains__(self, device: str) -> bool:
         return device in self._waiting
@@ -58,28 +49,28 @@ class LateReports:
             report = replace(report, versions={**earlier.versions, **report.versions})
         elif len(self._waiting) >= self._limit:
             del self._waiting[next(iter(self._waiting))]
-            self._dropped.inc()
+            self._tally["late_dropped"] += 1
         self._waiting[report.device] = report
-        self._kept.inc()
+        self._tally["late"] += 1
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._store_all())
 
     async def _store_all(self) -> None:
         failures = 0
         while self._waiting:
-            device, report = next(iter(self._waiting.items()))
-            try:
-                async with asyncio.timeout(_STORE_TIMEOUT_S):
-                    await self._store(report)
-            except (TimeoutError, DependencyError):
-                await asyncio.sleep(_PAUSE_S[min(failures, len(_PAUSE_S) - 1)])
-                failures += 1
-                continue
-            except Exception:  # noqa: BLE001 - one report that can't be stored must not keep the others
-                _log.exception("late_report_lost", device=device)
-            failures = 0
-            if self._waiting.get(device) is report:  # a newer one may have come meanwhile
-                del self._waiting[device]
+            await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)] if failures else 0)
+            batch = list(islice(self._waiting.values(), _BATCH))
+            settled = await asyncio.gather(*map(self._try, batch))
+            for report, is_settled in zip(batch, settled, strict=True):
+                # A newer one may have come meanwhile: that one waits for its own turn.
+                if is_settled and self._waiting.get(report.device) is report:
+                    del self._waiting[report.device]
+            failures = 0 if any(settled) else failures + 1
+
+    def _try(self, report: Report) -> asyncio.Future[bool]:
+        settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._store(report, lambda is_settled: None if settled.done() else settled.set_result(is_settled))
+        return settled
 
     async def close(self) -> None:
         """Try for a moment more; then what is left is lost."""

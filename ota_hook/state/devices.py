@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 
 from ota_hook.errors import InputError
 from ota_hook.model import DeviceState, Outcome, ReportedVersion
+from ota_hook.ports import Report
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_pipelined
 from ota_hook.state.durability import DurableWriter
@@ -77,7 +78,7 @@ return {packed, redis.call('HGET', KEYS[3], ARGV[1])}
 """
 )
 
-_REPORT: Final = Script(
+REPORT: Final = Script(
     _DEVICE_LUA
     + """
 local identifier, reported_at, refresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -189,52 +190,17 @@ return {gone > 0 and 1 or 0, cancelled}
 
 
 class RedisDevices:
-    """ports.DeviceStore. `writer` confirms what operators write; a report is confirmed by Redis's answer alone."""
+    """ports.DeviceStore. `writer` confirms what operators write. Reports come through hot.py."""
 
-    def __init__(
-        self, redis: Redis, keys: Keys, *, writer: DurableWriter | None = None, refresh_ms: int = DEFAULT_REFRESH_MS
-    ) -> None:
+    def __init__(self, redis: Redis, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
         self._keys = keys
         self._writer = writer or DurableWriter(redis)
-        self._refresh_ms = refresh_ms
-        self._kept: Mapping[str, frozenset[str]] = {}
-        self._keepers: Mapping[str, bytes] = {}
 
     async def load_device(self, identifier: str) -> DeviceState | None:
         """See ports.DeviceStore. One round trip."""
         with redis_errors("reading a device"):
             stored = await _LOAD.run(self._redis, self._touched(identifier), (as_bytes(identifier),))
-        return unpack_device(identifier, *stored) if stored else None
-
-    async def store_report(
-        self,
-        identifier: str,
-        versions: Mapping[str, str],
-        *,
-        reported_at_ms: int,
-        kept_by_type: Mapping[str, frozenset[str]],
-        expected_type: str | None = None,
-        register: bool = False,
-    ) -> DeviceState | None:
-        """See ports.DeviceStore. One round trip. Of equal times the later call wins; see the module for `refresh_ms`.
-
-        `kept_by_type` must not be changed after it was passed: what is made of it is kept while the same one comes.
-        """
-        keepers = self._keepers_of(kept_by_type, expected_type)
-        may_register = register and expected_type in kept_by_type
-        arguments: list[Argument] = [
-            as_bytes(identifier),
-            reported_at_ms,
-            self._refresh_ms,
-            expected_type or "",
-            int(may_register),
-        ]
-        for attribute, text in versions.items():
-            if attribute in keepers:
-                arguments += (as_bytes(attribute), as_bytes(text), keepers[attribute])
-        with redis_errors("storing a report"):
-            stored = await _REPORT.run(self._redis, self._touched(identifier), arguments)
         return unpack_device(identifier, *stored) if stored else None
 
     async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
@@ -375,16 +341,27 @@ class RedisDevices:
         counts = Counter((as_text(firmware_id), Outcome.CANCELLED) for firmware_id in firmware_ids)
         await count_outcomes(self._redis, self._keys, counts)
 
-    def _keepers_of(self, kept_by_type: Mapping[str, frozenset[str]], expected_type: str | None) -> Mapping[str, bytes]:
-        """Per attribute, the types that keep it as the script reads them; an attribute that none keeps is missing."""
-        if expected_type is not None:
-            return dict.fromkeys(kept_by_type.get(expected_type, ()), _EVERY_TYPE)
-        if kept_by_type is not self._kept:
-            self._kept, self._keepers = kept_by_type, _invert(kept_by_type)
-        return self._keepers
+
+def report_arguments(report: Report, keepers: Mapping[str, bytes], refresh_ms: int) -> list[Argument]:
+    """The arguments of REPORT; its keys are the compact and the long hash of the device's bucket, and its open offers.
+
+    Of equal times the later call wins; see the module for `refresh_ms`.
+    """
+    arguments: list[Argument] = [
+        as_bytes(report.device),
+        report.reported_at_ms,
+        refresh_ms,
+        report.topic_type or "",
+        int(report.register),
+    ]
+    for attribute, text in report.versions.items():
+        if attribute in keepers:
+            arguments += (as_bytes(attribute), as_bytes(text), keepers[attribute])
+    return arguments
 
 
-def _invert(kept_by_type: Mapping[str, frozenset[str]]) -> dict[str, bytes]:
+def keepers_by_attribute(kept_by_type: Mapping[str, frozenset[str]]) -> dict[str, bytes]:
+    """Per attribute, the types that keep it as REPORT reads them; an attribute that none keeps is missing."""
     types_by_attribute: dict[str, list[str]] = {}
     for device_type, attributes in kept_by_type.items():
         for attribute in attributes:

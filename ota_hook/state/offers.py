@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Script, redis_errors, run_command, run_pipelined
+from ota_hook.state.connection import Call, Script, redis_errors, run_command, run_pipelined
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
 
@@ -61,7 +61,7 @@ end
 """
 """Reading, finding and settling a device's offers, for the scripts of this module and of devices.py."""
 
-_RECORD: Final = Script(
+RECORD: Final = Script(
     OFFERS_LUA
     + f"""
 local identifier, new = ARGV[1], cmsgpack.unpack(ARGV[2])
@@ -94,7 +94,7 @@ return {{happened, superseded}}
 """
 )
 
-_SETTLE: Final = Script(
+SETTLE: Final = Script(
     OFFERS_LUA
     + """
 local identifier, module, firmware = ARGV[1], ARGV[2], ARGV[3]
@@ -109,50 +109,39 @@ return 1
 )
 
 
+def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
+    """The keys and arguments of RECORD. An offer to a device that is not registered (any more) is not kept.
+
+    It answers what happened (`opened`, `repeated`, `unknown`) and the firmware that was superseded, or an empty text.
+    """
+    bucket = keys.bucket_of(identifier)
+    touched = (
+        keys.offers(bucket),
+        keys.history(bucket, identifier),
+        keys.devices(bucket),
+        keys.long_devices(bucket),
+    )
+    return touched, (as_bytes(identifier), pack_offer(offer))
+
+
+def settle_call(
+    keys: Keys, identifier: str, offer: OpenOffer, outcome: Outcome, code: str, settled_at_ms: int
+) -> Call:
+    """The keys and arguments of SETTLE, which answers 1, or 0 where the offer was closed already.
+
+    The history keeps the offer as stored, with every command id.
+    """
+    bucket = keys.bucket_of(identifier)
+    touched = (keys.offers(bucket), keys.history(bucket, identifier))
+    return touched, (as_bytes(identifier), offer.module, offer.firmware_id, outcome.value, settled_at_ms, as_bytes(code))
+
+
 class RedisOffers:
     """ports.OfferStore."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-
-    async def record_offer(self, identifier: str, offer: OpenOffer) -> None:
-        """See ports.OfferStore. An offer to a device that is not registered (any more) is not kept."""
-        bucket = self._keys.bucket_of(identifier)
-        touched = (
-            self._keys.offers(bucket),
-            self._keys.history(bucket, identifier),
-            self._keys.devices(bucket),
-            self._keys.long_devices(bucket),
-        )
-        with redis_errors("recording an offer"):
-            happened, superseded = await _RECORD.run(self._redis, touched, (as_bytes(identifier), pack_offer(offer)))
-        counts: Counter[tuple[str, Outcome]] = Counter()
-        if happened == b"opened":
-            counts[offer.firmware_id, Outcome.OFFERED] += 1
-        if superseded:
-            counts[superseded.decode(), Outcome.SUPERSEDED] += 1
-        await count_outcomes(self._redis, self._keys, counts)
-
-    async def settle_offer(
-        self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
-    ) -> bool:
-        """See ports.OfferStore. The history keeps the offer as stored, with every command id."""
-        bucket = self._keys.bucket_of(identifier)
-        touched = (self._keys.offers(bucket), self._keys.history(bucket, identifier))
-        arguments = (
-            as_bytes(identifier),
-            offer.module,
-            offer.firmware_id,
-            outcome.value,
-            settled_at_ms,
-            as_bytes(code),
-        )
-        with redis_errors("settling an offer"):
-            settled = bool(await _SETTLE.run(self._redis, touched, arguments))
-        if settled:
-            await count_outcomes(self._redis, self._keys, {(offer.firmware_id, outcome): 1})
-        return settled
 
     async def cancel_offers(self, firmware_id: str, *, settled_at_ms: int) -> int:
         """Close every open offer of a firmware as cancelled (it was deleted). Returns how many; idempotent.
@@ -189,7 +178,7 @@ class RedisOffers:
         ]
         closed = 0
         for start in range(0, len(calls), CANCEL_BATCH):
-            results, _ = await run_pipelined(self._redis, _SETTLE, calls[start : start + CANCEL_BATCH])
+            results, _ = await run_pipelined(self._redis, SETTLE, calls[start : start + CANCEL_BATCH])
             closed += sum(results)
         return closed
 

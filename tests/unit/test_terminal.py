@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from collections.abc import Iterator
 
@@ -67,3 +69,24 @@ def test_a_piped_table_is_neither_cut_nor_padded_nor_coloured(
 def test_a_long_table_has_every_row_once_and_one_title(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(as_json=False).table([Column("number")], ((str(number),) for number in range(2500)))
     assert capsys.readouterr().out.split() == ["number", *map(str, range(2500))]
+
+
+class Screen(io.TextIOWrapper):
+    """Standard output as a terminal has it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_narrow_terminal_gets_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", Screen(written, encoding="utf-8", write_through=True))
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    titles = [f"column-{number}" for number in range(12)]
+    Terminal(as_json=False).table([Column(title) for title in titles], [[f"folds at blanks {n}" for n in range(12)]])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue().decode())
+    assert shown.splitlines()[0].split() == titles
+    assert len(shown.splitlines()) > 2
+    assert shown.split().count("blanks") == 12

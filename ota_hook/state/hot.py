@@ -1,0 +1,241 @@
+"""Devices and offers on the path that every device message takes: the hook's ports, over pipes instead of redis-py.
+
+The same records and scripts as devices.py and offers.py; commands of one turn of the loop share a round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import hiredis
+import structlog
+
+from ota_hook.errors import DependencyError
+from ota_hook.model import COMMAND_ID_LIMIT, OpenOffer, Outcome
+from ota_hook.ports import DeviceDone, Report
+from ota_hook.state.connection import Argument, Script
+from ota_hook.state.devices import DEFAULT_REFRESH_MS, REPORT, keepers_by_attribute, report_arguments
+from ota_hook.state.keys import Keys, as_bytes
+from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call
+from ota_hook.state.pipe import Done, RedisPipe, Unavailable
+from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
+
+SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text)
+"""What every pipe makes sure that Redis knows."""
+
+ID_BLOCK: Final = 8_192
+_IDS_RETRY_S: Final = 0.2
+
+_log = structlog.get_logger("ota_hook.hot")
+
+
+class Pipes(Protocol):
+    """The pipe to the primary that has a key."""
+
+    def of(self, key: str) -> RedisPipe: ...
+
+
+class OnePipe:
+    """Pipes of a deployment with one primary."""
+
+    def __init__(self, pipe: RedisPipe) -> None:
+        self._pipe = pipe
+
+    def of(self, key: str) -> RedisPipe:  # noqa: ARG002 - every key is there
+        return self._pipe
+
+
+def _run_script(
+    pipe: RedisPipe, script: Script, keys: Sequence[Argument], arguments: Sequence[Argument], done: Done
+) -> None:
+    """Run a script by its digest; a Redis that forgot it is sent the text, once."""
+
+    def retry(reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
+        if type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT"):
+            pipe.submit(hiredis.pack_command(("EVAL", script.text, len(keys), *keys, *arguments)), done)
+        else:
+            done(reply)
+
+    pipe.submit(hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments)), retry)
+
+
+def _error_of(reply: Exception) -> DependencyError:
+    return DependencyError(f"Redis did not do it: {reply}.", mend="Try again.")
+
+
+class HotDevices:
+    """ports.DeviceStates."""
+
+    def __init__(self, pipes: Pipes, keys: Keys, *, refresh_ms: int = DEFAULT_REFRESH_MS) -> None:
+        self._pipes = pipes
+        self._keys = keys
+        self._refresh_ms = refresh_ms
+        self._kept: Mapping[str, frozenset[str]] = {}
+        self._keepers: Mapping[str, bytes] = {}
+
+    def load_device(self, identifier: str, done: DeviceDone) -> None:
+        """See ports.DeviceStates. A second round trip for the few whose state does not fit the compact hash."""
+        name = as_bytes(identifier)
+        bucket = self._keys.bucket_of(identifier)
+        if len(name) > COMPACT_MAX_BYTES:
+            self._load_long(identifier, name, bucket, done)
+            return
+
+        def read(packed: Any) -> None:  # noqa: ANN401 - see pipe.Done
+            if packed is None:
+                done(None)
+            elif type(packed) is not bytes:
+                done(_error_of(packed))
+            elif packed:
+                done(unpack_device(identifier, packed))
+            else:
+                self._load_long(identifier, name, bucket, done)
+
+        key = self._keys.devices(bucket)
+        self._pipes.of(key).submit(hiredis.pack_command(("HGET", key, name)), read)
+
+    def _load_long(self, identifier: str, name: bytes, bucket: int, done: DeviceDone) -> None:
+        def read(packed: Any) -> None:  # noqa: ANN401
+            if packed is None or type(packed) is bytes:
+                done(unpack_device(identifier, packed) if packed else None)
+            else:
+                done(_error_of(packed))
+
+        key = self._keys.long_devices(bucket)
+        self._pipes.of(key).submit(hiredis.pack_command(("HGET", key, name)), read)
+
+    def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
+        """See ports.DeviceStates. `kept_by_type` must not be changed after it was passed."""
+        if kept_by_type is not self._kept:
+            self._kept, self._keepers = kept_by_type, keepers_by_attribute(kept_by_type)
+        bucket = self._keys.bucket_of(report.device)
+        touched = (self._keys.devices(bucket), self._keys.long_devices(bucket), self._keys.offers(bucket))
+        arguments = report_arguments(report, self._keepers, self._refresh_ms)
+
+        def read(stored: Any) -> None:  # noqa: ANN401
+            if stored is None:
+                done(None)
+            elif isinstance(stored, Exception):
+                done(_error_of(stored))
+            else:
+                done(unpack_device(report.device, stored[0], stored[1]))
+
+        _run_script(self._pipes.of(touched[0]), REPORT, touched, arguments, read)
+
+
+class HotOffers:
+    """ports.OpenOffers. What could not be noted is counted in `lost`."""
+
+    def __init__(self, pipes: Pipes, keys: Keys) -> None:
+        self._pipes = pipes
+        self._keys = keys
+        self.lost = 0
+
+    def record_offer(self, identifier: str, offer: OpenOffer) -> None:
+        """See ports.OpenOffers. An offer to a device that is not registered (any more) is not kept."""
+        touched, arguments = record_call(self._keys, identifier, offer)
+
+        def count(reply: Any) -> None:  # noqa: ANN401
+            if isinstance(reply, Exception):
+                self._lose(reply)
+                return
+            happened, superseded = reply
+            if happened == b"opened":
+                self._count(offer.firmware_id, Outcome.OFFERED)
+            if superseded:
+                self._count(superseded.decode(), Outcome.SUPERSEDED)
+
+        _run_script(self._pipes.of(str(touched[0])), RECORD, touched, arguments, count)
+
+    def settle_offer(
+        self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
+    ) -> None:
+        """See ports.OpenOffers. The history keeps the offer as stored, with every command id."""
+        touched, arguments = settle_call(self._keys, identifier, offer, outcome, code, settled_at_ms)
+
+        def count(reply: Any) -> None:  # noqa: ANN401
+            if isinstance(reply, Exception):
+                self._lose(reply)
+            elif reply:
+                self._count(offer.firmware_id, outcome)
+
+        _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, count)
+
+    def _count(self, firmware_id: str, outcome: Outcome) -> None:
+        key = self._keys.counters(firmware_id)
+        command = hiredis.pack_command(("HINCRBY", key, outcome.value, 1))
+        self._pipes.of(key).submit(command, self._note_loss)
+
+    def _note_loss(self, reply: Any) -> None:  # noqa: ANN401
+        if isinstance(reply, Exception):
+            self._lose(reply)
+
+    def _lose(self, reply: Exception) -> None:
+        self.lost += 1
+        if not isinstance(reply, Unavailable):  # Redis refuses what it was asked: worth more than a number
+            _log.error("offer_not_noted", problem=str(reply))
+
+
+class HotCommandIds:
+    """ports.CommandIds. Blocks are taken with INCRBY ahead of need; a process that ends leaves the rest of its unused."""
+
+    def __init__(self, pipes: Pipes, keys: Keys, *, block: int = ID_BLOCK) -> None:
+        self._pipe = pipes.of(keys.command_ids)
+        self._command = hiredis.pack_command(("INCRBY", keys.command_ids, block))
+        self._block = block
+        self._next = 0
+        self._end = 0  # behind the block in use
+        self._ahead: list[int] = []  # first id of each block in stock
+        self._asked = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Take the first block."""
+        self._ask()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def next_id(self) -> int:
+        """See ports.CommandIds."""
+        if self._next == self._end:
+            if not self._ahead:
+                self._ask()
+                raise DependencyError("No command id is in stock.", mend="Try again.")
+            self._next = self._ahead.pop(0)
+            self._end = self._next + self._block
+        number = self._next
+        self._next += 1
+        if not self._ahead and not self._asked and (self._end - self._next) * 2 < self._block:
+            self._ask()
+        return number
+
+    def _ask(self) -> None:
+        if not self._asked and not self._closed:
+            self._asked = True
+            self._pipe.submit(self._command, self._take)
+
+    def _take(self, reply: Any) -> None:  # noqa: ANN401
+        if type(reply) is int and reply < COMMAND_ID_LIMIT:
+            self._asked = False
+            self._ahead.append(reply - self._block + 1)
+            return
+        if type(reply) is int:
+            _log.error("command_ids_used_up", last=reply)
+        if self._closed:
+            return
+        pause_s = _IDS_RETRY_S * random.uniform(0.5, 1.5)  # noqa: S311 - spreads workers, no secret
+        self._retry = asyncio.get_running_loop().call_later(pause_s, self._again)
+
+    def _again(self) -> None:
+        self._asked = False
+        self._ask()
+
+
