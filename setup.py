@@ -1,8 +1,9 @@
-"""Build steps that pyproject.toml can't name: the compiled matcher and the stubs made from protos/exhook.proto."""
+"""Build steps that pyproject.toml can't name: the compiled modules and the stubs made from protos/exhook.proto."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("OTA_HOOK_BUILD_DEBUG") == "1"
+MACROS: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1")] if DEBUG else []
+OPTIONS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"]
+COMPILED = ("ota_hook._matcher", "ota_hook.exhook._codec", "ota_hook.exhook._session")
+NGHTTP2_AT_LEAST = "1.52"
 
 
 def generate_stubs() -> None:
@@ -21,6 +26,19 @@ def generate_stubs() -> None:
     target = "ota_hook/exhook"
     command = ["-m", "grpc_tools.protoc", "-Iprotos", f"--python_out={target}", f"--pyi_out={target}", "exhook.proto"]
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)  # noqa: S603
+
+
+def nghttp2_flags(kind: str) -> list[str]:
+    """What pkg-config says of libnghttp2. Where it isn't there the build ends with the line that brings it."""
+    command = ["pkg-config", kind, f"libnghttp2 >= {NGHTTP2_AT_LEAST}"]
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(
+            f"ota-hook needs the headers of libnghttp2 {NGHTTP2_AT_LEAST} or later; "
+            "run: apt-get install -y libnghttp2-dev pkg-config"
+        )
+    return shlex.split(said.stdout)
 
 
 class BuildPy(build_py):  # type: ignore[misc]
@@ -31,6 +49,11 @@ class BuildPy(build_py):  # type: ignore[misc]
 
 class BuildExt(build_ext):  # type: ignore[misc]
     def run(self) -> None:
+        for extension in self.extensions:
+            # Asked for here and not when this file is read: a source distribution needs no library.
+            if extension.name == "ota_hook.exhook._session":
+                extension.extra_compile_args += nghttp2_flags("--cflags")
+                extension.extra_link_args += nghttp2_flags("--libs")
         generate_stubs()  # an editable install runs build_ext alone
         super().run()
 
@@ -39,18 +62,8 @@ setup(
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
     ext_modules=cythonize(  # type: ignore[no-untyped-call]
         [
-            Extension(
-                "ota_hook._matcher",
-                ["ota_hook/_matcher.pyx"],
-                define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
-                extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"],
-            ),
-            Extension(
-                "ota_hook.exhook._codec",
-                ["ota_hook/exhook/_codec.pyx"],
-                define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
-                extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"],
-            ),
+            Extension(name, [name.replace(".", "/") + ".pyx"], define_macros=MACROS, extra_compile_args=[*OPTIONS])
+            for name in COMPILED
         ],
         compiler_directives={"language_level": "3", "embedsignature": True, "linetrace": DEBUG},
     ),

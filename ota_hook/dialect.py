@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import orjson
 
@@ -92,15 +92,14 @@ class Template:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Who published, and on which channel. `device_type` is None where the topic does not name it."""
 
     channel: Channel
     device: str
     device_type: str | None
-    values: Mapping[str, str]
-    """Every placeholder's value: what fills the answer's topic."""
+    clientid: str
+    username: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +108,14 @@ class Dialect:
 
     name: str
     templates: Mapping[Channel, Template]
+
+    @property
+    def hooked(self) -> tuple[tuple[Channel, Template], ...]:
+        """The channels that are read, with their templates."""
+        return (
+            (Channel.ATTRIBUTES, self.templates[Channel.ATTRIBUTES]),
+            (Channel.EVENT_REPORT, self.templates[Channel.EVENT_REPORT]),
+        )
 
     @property
     def topic_filters(self) -> tuple[str, ...]:
@@ -121,8 +128,8 @@ class Dialect:
         BadMessage where the topic speaks for another than the connection's own identity, or for none that can be one.
         """
         levels = topic.split("/")
-        for channel in HOOKED_CHANNELS:
-            values = self.templates[channel].match(levels)
+        for channel, template in self.hooked:
+            values = template.match(levels)
             if values is None:
                 continue
             device = values["device"]
@@ -130,13 +137,12 @@ class Dialect:
                 raise BadMessage("identity_differs")
             if values.get("clientid", clientid) != clientid or values.get("username", username) != username:
                 raise BadMessage("identity_differs")
-            known = {**values, "clientid": clientid, "username": username}
-            return Address(channel, device, values.get("device_type"), known)
+            return Address(channel, device, values.get("device_type"), clientid, username)
         return None
 
     def command_topic(self, address: Address, device_type: str) -> str:
         """Where that device's commands go, mountpoint included. BadMessage where no topic can say it."""
-        topic = self.templates[Channel.COMMAND_SEND].fill({**address.values, "device_type": device_type})
+        topic = self.templates[Channel.COMMAND_SEND].fill({**address._asdict(), "device_type": device_type})
         if not is_publishable(topic):
             raise BadMessage("topic_unusable")
         return topic

@@ -39,6 +39,7 @@ class Snapshot:
     device_lists: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_attributes: frozenset[str] = frozenset()
+    events: frozenset[str] = frozenset()
     _rules: Mapping[_Scope, tuple[Rule, ...]] = field(default_factory=dict)
     _indices: Mapping[_Scope, FirmwareIndex] = field(default_factory=dict)
 
@@ -128,6 +129,7 @@ class _Draft:
         named = {firmware.device_list for firmware in living if firmware.device_list}
         self.lists = {name: members for name, members in self.lists.items() if name in named}
         kept_by_type = {key: frozenset(t.version_attributes) for key, t in self.types.items()}
+        rules = _group_rules(self.rules.values(), self.types)
         return Snapshot(
             revision=revision,
             types=self.types,
@@ -136,7 +138,8 @@ class _Draft:
             device_lists=self.lists,
             kept_by_type=kept_by_type,
             kept_attributes=frozenset().union(*kept_by_type.values()),
-            _rules=_group_rules(self.rules.values(), self.types),
+            events=frozenset(event for _, event in rules),
+            _rules=rules,
             _indices=self._rebuild(living),
         )
 

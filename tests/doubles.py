@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ota_hook.errors import DependencyError
 from ota_hook.model import (
     CatalogueChange,
     DeviceState,
@@ -19,6 +19,7 @@ from ota_hook.model import (
     Rule,
     SettledOffer,
 )
+from ota_hook.ports import DeviceDone, Report
 from ota_hook.snapshot import Snapshot
 
 PACKAGE = Package(filename="fw.bin", size_bytes=10, md5="0" * 32, sha256="0" * 64, crc32="0" * 8)
@@ -58,45 +59,39 @@ class FixedSnapshot:
     current: Snapshot
 
 
+AWAY = DependencyError("Redis is away.")
+
+
 @dataclass
 class MemoryDevices:
-    """DeviceStates. `stalled` makes calls wait until `resumed` is set, as a Redis that does not answer."""
+    """DeviceStates. `failing` answers every call as a Redis that does not answer within the budget."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
-    stalled: bool = False
-    resumed: asyncio.Event = field(default_factory=asyncio.Event)
+    failing: bool = False
 
-    async def load_device(self, identifier: str) -> DeviceState | None:
-        if self.stalled:
-            await self.resumed.wait()
-        return self.devices.get(identifier)
-
-    async def store_report(
-        self,
-        identifier: str,
-        versions: Mapping[str, str],
-        *,
-        reported_at_ms: int,
-        kept_by_type: Mapping[str, frozenset[str]],
-        expected_type: str | None = None,
-        register: bool = False,
-    ) -> DeviceState | None:
-        if self.stalled:
-            await self.resumed.wait()
+    def load_device(self, identifier: str, done: DeviceDone) -> None:
         device = self.devices.get(identifier)
-        if device is None and register and expected_type is not None:
-            device = DeviceState(identifier=identifier, device_type=expected_type)
-        if device is None or expected_type not in (None, device.device_type):
-            return None
+        done(AWAY if self.failing else replace(device, open_offers=()) if device is not None else None)
+
+    def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
+        if self.failing:
+            done(AWAY)
+            return
+        device = self.devices.get(report.device)
+        if device is None and report.register and report.topic_type is not None:
+            device = DeviceState(identifier=report.device, device_type=report.topic_type)
+        if device is None or report.topic_type not in (None, device.device_type):
+            done(None)
+            return
         merged = dict(device.versions)
-        for attribute, text in versions.items():
+        for attribute, text in report.versions.items():
             stored = merged.get(attribute)
             if attribute in kept_by_type.get(device.device_type, ()) and (
-                stored is None or reported_at_ms >= stored.reported_at_ms
+                stored is None or report.reported_at_ms >= stored.reported_at_ms
             ):
-                merged[attribute] = ReportedVersion(text, reported_at_ms)
-        self.devices[identifier] = replace(device, versions=merged)
-        return self.devices[identifier]
+                merged[attribute] = ReportedVersion(text, report.reported_at_ms)
+        self.devices[report.device] = replace(device, versions=merged)
+        done(self.devices[report.device])
 
 
 @dataclass
@@ -106,7 +101,7 @@ class MemoryOffers:
     devices: MemoryDevices
     settled: list[tuple[str, SettledOffer]] = field(default_factory=list)
 
-    async def record_offer(self, identifier: str, offer: OpenOffer) -> None:
+    def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         device = self.devices.devices[identifier]
         others = tuple(o for o in device.open_offers if o.module != offer.module)
         repeated = [o for o in device.open_offers if o.module == offer.module and o.firmware_id == offer.firmware_id]
@@ -114,18 +109,17 @@ class MemoryOffers:
             offer = replace(offer, command_ids=(*repeated[0].command_ids, *offer.command_ids)[-4:])
         self.devices.devices[identifier] = replace(device, open_offers=(*others, offer))
 
-    async def settle_offer(
+    def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
-    ) -> bool:
+    ) -> None:
         device = self.devices.devices[identifier]
         if offer not in device.open_offers:
-            return False
+            return
         rest = tuple(o for o in device.open_offers if o != offer)
         self.devices.devices[identifier] = replace(device, open_offers=rest)
         self.settled.append(
             (identifier, SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code))
         )
-        return True
 
 
 @dataclass
@@ -134,7 +128,7 @@ class CountingIds:
 
     last: int = 98_309
 
-    async def next_id(self) -> int:
+    def next_id(self) -> int:
         self.last += 1
         return self.last
 

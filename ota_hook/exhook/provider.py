@@ -1,7 +1,8 @@
 """Which ExHook call does what: bytes in, bytes out, whatever listener carries them.
 
 It reads the message, asks `decide` and carries the decisions out through the ports. It must not know gRPC or Redis.
-Every call is answered, whatever happens: the broker holds the publishing device until then.
+Every call is answered exactly once, whatever happens: the broker holds the publishing device until then. Nothing here
+waits: an answer that needs Redis comes in a callback, and the ports keep the budget.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -28,25 +30,18 @@ from ota_hook.dialect import (
     upgrade_command,
 )
 from ota_hook.errors import DependencyError
-from ota_hook.exhook.exhook_pb2 import (
-    HookSpec,
-    LoadedResponse,
-    Message,
-    MessagePublishRequest,
-    ProviderLoadedRequest,
-    ValuedResponse,
-)
-from ota_hook.exhook.late_reports import LateReports, Report
+from ota_hook.exhook._codec import IGNORE, Publish, read_publish, write_rewrite
+from ota_hook.exhook.exhook_pb2 import HookSpec, LoadedResponse, ProviderLoadedRequest
+from ota_hook.exhook.late_reports import LateReports
 from ota_hook.metrics import HookMetrics
-from ota_hook.model import OpenOffer
+from ota_hook.model import DeviceState, OpenOffer
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Publisher, SnapshotSource
+from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Publisher, Report, SnapshotSource
 
 PACKAGES: Final = ("emqx.exhook.v1", "emqx.exhook.v2", "emqx.exhook.v3")
 SERVICE: Final = "HookProvider"
 
 EMPTY_SUCCESS: Final = b""
-IGNORE: Final = ValuedResponse(type=ValuedResponse.IGNORE).SerializeToString()
 
 _VALUED_METHODS: Final = frozenset({"OnClientAuthenticate", "OnClientAuthorize", "OnClientCheckAcl"})
 _NOTIFICATIONS: Final = frozenset(
@@ -76,22 +71,27 @@ METHODS: Final = frozenset({"OnProviderLoaded", "OnMessagePublish"}) | _VALUED_M
 
 _MAX_BACKGROUND_PUBLISHES: Final = 1_000
 _CLOSE_S: Final = 2.0
+_FUTURE_MS: Final = 300_000
+"""A broker's clock may be so far ahead of ours; a report from later than that counts as sent now. Else one jump of a
+clock would make every true report after it look stale."""
+
+Respond = Callable[[bytes], None]
+"""Takes the answer to one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookOptions:
-    """What the deployment fixed. `answer_budget_ms`: after so long a call is answered with IGNORE."""
+    """What the deployment fixed."""
 
     dialect: Dialect
     identity: Literal["username", "clientid"] = "username"
     reply: Literal["rewrite", "publish"] = "rewrite"
     http_base: str
     https_base: str | None = None
-    answer_budget_ms: int = 50
 
 
 class HookProvider:
-    """One per process; safe for any number of concurrent calls on one event loop."""
+    """One per process; for one event loop, any number of calls at a time."""
 
     def __init__(
         self,
@@ -106,6 +106,8 @@ class HookProvider:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._options = options
+        self._dialect = options.dialect
+        self._by_username = options.identity == "username"
         self._snapshots = snapshots
         self._devices = devices
         self._offers = offers
@@ -116,20 +118,32 @@ class HookProvider:
         self._log = structlog.get_logger("ota_hook.provider")
         self._sampled = _Sampler()
         self._background: set[asyncio.Task[None]] = set()
-        self._late_reports = LateReports(self._store_report, metrics)
+        self._late_reports = LateReports(self._store_late, metrics)
+
+    # ---- calls
+
+    def take(self, method: str, request: bytes, respond: Respond) -> None:
+        """Take one call; `method` is a name of METHODS, without package. `respond` is called once, at once or soon.
+
+        Never raises.
+        """
+        self._metrics.calls[method] += 1
+        if method == "OnMessagePublish":
+            _Answering(self._metrics, respond).run(self._on_publish, request, self._fault)
+        elif method == "OnProviderLoaded":
+            respond(self._hooks(request))
+        else:
+            # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
+            respond(IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS)
 
     async def handle(self, method: str, request: bytes) -> bytes:
-        """Answer one call; `method` is a name of METHODS, without package. Never raises, never outlasts the budget."""
-        self._metrics.calls.labels(method).inc()
-        if method == "OnMessagePublish":
-            return await self._answer_publish(request)
-        if method == "OnProviderLoaded":
-            return self._hooks(request)
-        # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
-        return IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS
+        """`take` for listeners that wait."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.take(method, request, lambda response: None if answer.done() else answer.set_result(response))
+        return await answer
 
     async def close(self) -> None:
-        """Give late reports and commands that are being published a moment; what is still under way then is dropped."""
+        """Give late reports and commands being published a moment; what is still under way then is dropped."""
         await self._late_reports.close()
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=_CLOSE_S)
@@ -142,138 +156,169 @@ class HookProvider:
             self._log.info("broker_attached", node=broker.meta.node, version=broker.broker.version)
         except DecodeError:
             self._log.warning("broker_attached", problem="its request can't be decoded")
-        spec = HookSpec(name="message.publish", topics=self._options.dialect.topic_filters)
+        spec = HookSpec(name="message.publish", topics=self._dialect.topic_filters)
         return LoadedResponse(hooks=[spec]).SerializeToString()
 
-    async def _answer_publish(self, request: bytes) -> bytes:
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._options.answer_budget_ms / 1000):
-                return await self._on_publish(MessagePublishRequest.FromString(request).message)
-        except TimeoutError:
-            self._metrics.unanswered.labels("budget").inc()
-        except DependencyError as exc:
-            self._metrics.unanswered.labels("dependency").inc()
-            if self._sampled.take("dependency"):
-                self._log.warning("dependency_failed", problem=str(exc))
-        except DecodeError:
-            self._metrics.bad_messages.labels("not_protobuf").inc()
-        except Exception:  # noqa: BLE001 - see below
-            # A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric.
-            self._metrics.unanswered.labels("fault").inc()
-            self._log.exception("provider_fault")
-        finally:
-            self._metrics.answer_seconds.observe(time.perf_counter() - started)
-        return IGNORE
+    def _fault(self) -> None:
+        # A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric.
+        self._metrics.unanswered["fault"] += 1
+        self._log.exception("provider_fault")
 
-    async def _on_publish(self, message: Message) -> bytes:
-        username = message.headers.get("username", "")
-        clientid = getattr(message, "from")
-        identity = username if self._options.identity == "username" else clientid
+    def _failed(self, error: DependencyError) -> None:
+        self._metrics.unanswered["dependency"] += 1
+        if self._sampled.take("dependency"):
+            self._log.warning("dependency_failed", problem=str(error))
+
+    def _on_publish(self, request: bytes, answering: _Answering) -> None:
+        publish = read_publish(request)
+        if publish is None:
+            self._metrics.bad_messages["not_protobuf"] += 1
+            answering.finish(IGNORE)
+            return
+        identity = publish.username if self._by_username else publish.clientid
         try:
-            address = self._options.dialect.recognise(
-                message.topic, identity=identity, clientid=clientid, username=username
+            address = self._dialect.recognise(
+                publish.topic, identity=identity, clientid=publish.clientid, username=publish.username
             )
             if address is None:
-                return IGNORE
-            if address.channel is Channel.ATTRIBUTES:
-                await self._on_report(address, message)
-                return IGNORE
-            return await self._on_event(address, message)
+                answering.finish(IGNORE)
+            elif address.channel is Channel.ATTRIBUTES:
+                self._on_report(address, publish, answering)
+            else:
+                self._on_event(address, publish, answering)
         except BadMessage as exc:
-            self._metrics.bad_messages.labels(exc.reason).inc()
+            self._metrics.bad_messages[exc.reason] += 1
             if self._sampled.take(exc.reason):
-                self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=message.topic[:256])
-            return IGNORE
+                self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=publish.topic[:256])
+            answering.finish(IGNORE)
 
-    async def _on_report(self, address: Address, message: Message) -> None:
-        parsed = parse_attributes(message.payload, self._snapshots.current.kept_attributes)
+    # ---- reports
+
+    def _on_report(self, address: Address, publish: Publish, answering: _Answering) -> None:
+        snapshot = self._snapshots.current
+        parsed = parse_attributes(publish.payload, snapshot.kept_attributes)
         if parsed.bad_values:
-            self._metrics.bad_messages.labels("bad_version").inc(parsed.bad_values)
+            self._metrics.bad_messages["bad_version"] += parsed.bad_values
         if not parsed.versions:
-            self._metrics.reports.labels("no_version").inc()
+            self._metrics.reports["no_version"] += 1
+            answering.finish(IGNORE)
             return
+        now_ms = self._clock_ms()
+        sent_ms = publish.timestamp_ms
+        registering = snapshot.types.get(address.device_type) if address.device_type is not None else None
         report = Report(
             device=address.device,
             versions=parsed.versions,
-            reported_at_ms=message.timestamp or self._clock_ms(),
+            reported_at_ms=sent_ms if 0 < sent_ms <= now_ms + _FUTURE_MS else now_ms,
             topic_type=address.device_type,
+            register=registering is not None and registering.auto_register,
         )
         if address.device in self._late_reports:
             self._late_reports.add(report)
+            answering.finish(IGNORE)
             return
-        try:
-            await self._store_report(report)
-        except (asyncio.CancelledError, DependencyError):
-            # The budget ran out, or Redis is away. The device was told that its report arrived, so it is kept.
-            self._late_reports.add(report)
-            raise
 
-    async def _store_report(self, report: Report) -> None:
-        """Keep the versions and settle what they prove. Safe to repeat."""
-        snapshot = self._snapshots.current
-        registering = snapshot.types.get(report.topic_type) if report.topic_type is not None else None
-        device = await self._devices.store_report(
-            report.device,
-            report.versions,
-            reported_at_ms=report.reported_at_ms,
-            kept_by_type=snapshot.kept_by_type,
-            expected_type=report.topic_type,
-            register=registering is not None and registering.auto_register,
-        )
+        def stored(device: DeviceState | DependencyError | None) -> None:
+            if isinstance(device, DependencyError):
+                # The broker acknowledges the report to the device all the same, so it is kept.
+                self._failed(device)
+                self._late_reports.add(report)
+            else:
+                self._settle(report, device)
+            answering.finish(IGNORE)
+
+        self._devices.store_report(report, snapshot.kept_by_type, answering.guard(stored, self._fault))
+
+    def _store_late(self, report: Report, settled: Callable[[bool], None]) -> None:
+        def stored(device: DeviceState | DependencyError | None) -> None:
+            if not isinstance(device, DependencyError):
+                self._settle(report, device)
+            settled(not isinstance(device, DependencyError))
+
+        self._devices.store_report(report, self._snapshots.current.kept_by_type, stored)
+
+    def _settle(self, report: Report, device: DeviceState | None) -> None:
+        """Note what a stored report proves. `device` None: nobody that is registered sent it."""
         if device is None:
-            self._metrics.reports.labels("unknown_device").inc()
+            self._metrics.reports["unknown_device"] += 1
             return
-        self._metrics.reports.labels("kept").inc()
-        for decision in decide_report(device, report.versions.keys(), snapshot):
-            settled = await self._offers.settle_offer(
+        self._metrics.reports["kept"] += 1
+        if not device.open_offers:
+            return
+        for decision in decide_report(device, report.versions.keys(), self._snapshots.current):
+            self._offers.settle_offer(
                 device.identifier,
                 decision.offer,
                 decision.outcome,
                 code=decision.code,
                 settled_at_ms=self._clock_ms(),
             )
-            if settled:
-                self._metrics.settled_offers.labels(decision.outcome.value).inc()
+            self._metrics.settled_offers[decision.outcome.value] += 1
 
-    async def _on_event(self, address: Address, message: Message) -> bytes:
-        event = parse_event(message.payload)
+    # ---- checks
+
+    def _on_event(self, address: Address, publish: Publish, answering: _Answering) -> None:
+        event = parse_event(publish.payload)
+        if event not in self._snapshots.current.events:
+            self._metrics.checks["no_rule"] += 1
+            answering.finish(IGNORE)
+            return
         if address.device in self._late_reports:
             # What is stored is older than what the device said last: no answer is better than a wrong one.
-            self._metrics.checks.labels("late_report").inc()
-            return IGNORE
-        device = await self._devices.load_device(address.device)
+            self._metrics.checks["late_report"] += 1
+            answering.finish(IGNORE)
+            return
+
+        def loaded(device: DeviceState | DependencyError | None) -> None:
+            if isinstance(device, DependencyError):
+                self._failed(device)
+                answering.finish(IGNORE)
+            else:
+                answering.finish(self._answer_check(address, event, publish.qos, device))
+
+        self._devices.load_device(address.device, answering.guard(loaded, self._fault))
+
+    def _answer_check(self, address: Address, event: str, qos: int, device: DeviceState | None) -> bytes:
+        """The event rewritten into the first answer; the others are published."""
         answer = IGNORE
         for decision in decide_check(device, event, self._snapshots.current, topic_type=address.device_type):
             if isinstance(decision, StaySilent):
-                self._metrics.checks.labels(decision.reason).inc()
+                self._metrics.checks[decision.reason] += 1
                 continue
-            topic = self._options.dialect.command_topic(address, decision.device_type.key)
-            command = await self._command(decision, address.device)
+            try:
+                topic = self._dialect.command_topic(address, decision.device_type.key)
+                command = self._command(decision, address.device)
+            except BadMessage as exc:
+                self._metrics.bad_messages[exc.reason] += 1
+                continue
+            except DependencyError as exc:
+                self._failed(exc)
+                continue
             if command is None:
                 continue
-            qos = min(message.qos, 2) if isinstance(decision, OfferUpdate) else 0
+            is_offer = isinstance(decision, OfferUpdate)
             if self._options.reply == "rewrite" and answer is IGNORE:
-                answer = rewrite(topic, command, qos)
+                answer = rewrite(topic, command, min(qos, 2) if is_offer else 0)
             else:
-                self._publish(topic, command, max(qos, 1) if isinstance(decision, OfferUpdate) else 0)
+                self._publish(topic, command, max(min(qos, 2), 1) if is_offer else 0)
         return answer
 
-    async def _command(self, decision: OfferUpdate | AnswerNoUpgrade, device: str) -> bytes | None:
+    def _command(self, decision: OfferUpdate | AnswerNoUpgrade, device: str) -> bytes | None:
         """The command's bytes, its offer noted; None where the firmware has no address that this process can give."""
         if isinstance(decision, AnswerNoUpgrade):
-            self._metrics.checks.labels(decision.reason).inc()
-            return no_upgrade_command(decision.module, command_id=await self._command_ids.next_id())
+            command_id = self._command_ids.next_id()
+            self._metrics.checks[decision.reason] += 1
+            return no_upgrade_command(decision.module, command_id=command_id)
         firmware = decision.firmware
         url = package_url(firmware, http_base=self._options.http_base, https_base=self._options.https_base)
         if url is None:
-            self._metrics.checks.labels("no_https_base").inc()
+            self._metrics.checks["no_https_base"] += 1
             if self._sampled.take("no_https_base"):
                 self._log.error(
                     "no_https_base", firmware=firmware.id, mend="set OTA_HOOK_PUBLIC_URL_HTTPS for the hook"
                 )
             return None
-        command_id = await self._command_ids.next_id()
+        command_id = self._command_ids.next_id()
         offer = OpenOffer(
             module=firmware.module,
             firmware_id=firmware.id,
@@ -283,14 +328,16 @@ class HookProvider:
             command_ids=(command_id,),
             offered_at_ms=self._clock_ms(),
         )
-        await self._offers.record_offer(device, offer)
-        self._metrics.checks.labels("offer").inc()
+        self._offers.record_offer(device, offer)
+        self._metrics.checks["offer"] += 1
         return upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
+
+    # ---- commands that are published
 
     def _publish(self, topic: str, command: bytes, qos: int) -> None:
         """Send what can't ride on the event itself; the broker isn't held for it, and the device asks again if lost."""
         if self._publisher is None or len(self._background) >= _MAX_BACKGROUND_PUBLISHES:
-            self._metrics.unanswered.labels("no_publisher").inc()
+            self._metrics.unanswered["no_publisher"] += 1
             return
         self._spawn(self._publish_now(self._publisher, topic, command, qos))
 
@@ -298,7 +345,7 @@ class HookProvider:
         try:
             await publisher.publish(topic, command, qos=qos)
         except DependencyError as exc:
-            self._metrics.unanswered.labels("publisher").inc()
+            self._metrics.unanswered["publisher"] += 1
             if self._sampled.take("publisher"):
                 self._log.warning("publish_failed", problem=str(exc))
 
@@ -308,6 +355,46 @@ class HookProvider:
         task.add_done_callback(self._background.discard)
 
 
+class _Answering:
+    """One publish on its way to its answer: answered once, and timed. A fault on the way is an IGNORE."""
+
+    __slots__ = ("_metrics", "_respond", "_started")
+
+    def __init__(self, metrics: HookMetrics, respond: Respond) -> None:
+        self._metrics = metrics
+        self._respond: Respond | None = respond
+        self._started = time.perf_counter()
+
+    def run(self, work: Callable[[bytes, _Answering], None], request: bytes, on_fault: Callable[[], None]) -> None:
+        try:
+            work(request, self)
+        except Exception:  # noqa: BLE001 - on_fault logs it
+            on_fault()
+            self.finish(IGNORE)
+
+    def guard(self, done: _DeviceDone, on_fault: Callable[[], None]) -> _DeviceDone:
+        """`done`, made safe to hand to a port."""
+        return partial(self._guarded, done, on_fault)
+
+    def _guarded(
+        self, done: _DeviceDone, on_fault: Callable[[], None], device: DeviceState | DependencyError | None
+    ) -> None:
+        try:
+            done(device)
+        except Exception:  # noqa: BLE001 - on_fault logs it
+            on_fault()
+            self.finish(IGNORE)
+
+    def finish(self, answer: bytes) -> None:
+        respond, self._respond = self._respond, None
+        if respond is not None:
+            self._metrics.observe_answer(time.perf_counter() - self._started)
+            respond(answer)
+
+
+_DeviceDone = Callable[[DeviceState | DependencyError | None], None]
+
+
 def rewrite(topic: str, payload: bytes, qos: int) -> bytes:
     """The answer that turns the event into `payload` on `topic`.
 
@@ -315,9 +402,7 @@ def rewrite(topic: str, payload: bytes, qos: int) -> bytes:
     """
     if not is_publishable(topic) or not 0 <= qos <= 2:
         raise BadMessage("topic_unusable")
-    return ValuedResponse(
-        type=ValuedResponse.STOP_AND_RETURN, message=Message(topic=topic, payload=payload, qos=qos)
-    ).SerializeToString()
+    return write_rewrite(topic, payload, qos)
 
 
 class _Sampler:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -44,7 +44,7 @@ class OnePipe:
     def __init__(self, pipe: RedisPipe) -> None:
         self._pipe = pipe
 
-    def of(self, key: str) -> RedisPipe:  # noqa: ARG002 - every key is there
+    def of(self, key: str) -> RedisPipe:
         return self._pipe
 
 
@@ -154,7 +154,7 @@ class HotOffers:
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
     ) -> None:
         """See ports.OpenOffers. The history keeps the offer as stored, with every command id."""
-        touched, arguments = settle_call(self._keys, identifier, offer, outcome, code, settled_at_ms)
+        touched, arguments = settle_call(self._keys, identifier, offer, outcome, code=code, settled_at_ms=settled_at_ms)
 
         def count(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
@@ -180,7 +180,7 @@ class HotOffers:
 
 
 class HotCommandIds:
-    """ports.CommandIds. Blocks are taken with INCRBY ahead of need; a process that ends leaves the rest of its unused."""
+    """ports.CommandIds. Blocks are taken with INCRBY ahead of need; what a process does not use is skipped."""
 
     def __init__(self, pipes: Pipes, keys: Keys, *, block: int = ID_BLOCK) -> None:
         self._pipe = pipes.of(keys.command_ids)
@@ -237,5 +237,3 @@ class HotCommandIds:
     def _again(self) -> None:
         self._asked = False
         self._ask()
-
-

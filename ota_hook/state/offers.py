@@ -10,7 +10,6 @@ that dies in between loses a count, and none is ever counted twice.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -125,7 +124,7 @@ def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
 
 
 def settle_call(
-    keys: Keys, identifier: str, offer: OpenOffer, outcome: Outcome, code: str, settled_at_ms: int
+    keys: Keys, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
 ) -> Call:
     """The keys and arguments of SETTLE, which answers 1, or 0 where the offer was closed already.
 
@@ -133,7 +132,14 @@ def settle_call(
     """
     bucket = keys.bucket_of(identifier)
     touched = (keys.offers(bucket), keys.history(bucket, identifier))
-    return touched, (as_bytes(identifier), offer.module, offer.firmware_id, outcome.value, settled_at_ms, as_bytes(code))
+    return touched, (
+        as_bytes(identifier),
+        offer.module,
+        offer.firmware_id,
+        outcome.value,
+        settled_at_ms,
+        as_bytes(code),
+    )
 
 
 class RedisOffers:

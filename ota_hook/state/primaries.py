@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from redis import crc
-from redis.asyncio import Redis, RedisCluster, SSLConnection
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
@@ -129,6 +130,13 @@ class Primaries:
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._asking)
 
+    async def aclose(self) -> None:
+        """End a question that is under way."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+            self._asking = None
+
     def address_at(self, host: str, port: int) -> Address:
         """A server of this deployment, as one that redirects names it."""
         url = self.url
@@ -169,21 +177,31 @@ class Primaries:
         self._firsts = [found.first for found in ranges]
 
     async def _ask_sentinels(self) -> Address:
-        """The first answer that holds. All are asked at once: a silent one costs no time, a misled one nothing."""
+        """Whom most of them name. All are asked at once, so one that is silent or cut off neither delays nor misleads."""
         asked = [asyncio.create_task(self._ask_sentinel(host, port)) for host, port in self.url.nodes]
+        votes: Counter[Address] = Counter()
         problems: list[Exception] = []
         try:
             for answer in asyncio.as_completed(asked):
                 try:
-                    return await answer
+                    named = await answer
                 except (RedisError, OSError) as exc:
                     problems.append(exc)
+                    continue
+                votes[named] += 1
+                if votes[named] * 2 > len(asked):
+                    return named
         finally:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        # That a login was refused says more than that another Sentinel is down.
-        raise next((exc for exc in problems if isinstance(exc, AuthenticationError)), problems[0])
+        if not votes:
+            # That a login was refused says more than that another Sentinel is down.
+            raise next((exc for exc in problems if isinstance(exc, AuthenticationError)), problems[0])
+        (named, most), *others = votes.most_common(2)
+        if others and others[0][1] == most:
+            raise ConnectionError(f"the Sentinels disagree: {named} or {others[0][0]}")
+        return named
 
     async def _ask_sentinel(self, host: str, port: int) -> Address:
         """Whom one Sentinel names, once that one says itself that it is the primary."""
@@ -212,14 +230,10 @@ class Primaries:
     async def _ask_cluster(self) -> tuple[SlotRange, ...]:
         """The slot map of the first node that answers; besides the URL's, those that were known last are asked."""
         options = _options(self._ask_seconds) | dict(self.url.options)
-        options["ssl"] = options.pop("connection_class") is SSLConnection
-        for of_pool in ("retry", "timeout"):
-            options.pop(of_pool, None)
-        seeds = [ClusterNode(host, port) for host, port in dict.fromkeys((*self.url.nodes, *self._others))]
-        cluster = RedisCluster(startup_nodes=seeds, require_full_coverage=False, dynamic_startup_nodes=False, **options)
-        nodes = cluster.nodes_manager
+        seeds = [ClusterNode(*place, **options) for place in dict.fromkeys((*self.url.nodes, *self._others))]
+        # Without the client around it, whose `initialize` also asks a primary for its commands: it may be the dead one.
+        nodes = NodesManager(seeds, require_full_coverage=False, connection_kwargs=options, dynamic_startup_nodes=False)
         try:
-            # Not the client's own `initialize`: that asks a primary for its commands, and it may be the dead one.
             await nodes.initialize()
             found = {slot: (holders[0].host, int(holders[0].port)) for slot, holders in nodes.slots_cache.items()}
             self._others = tuple((node.host, int(node.port)) for node in nodes.nodes_cache.values())
