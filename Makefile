@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 UV := $(BIN)/uv
-SOURCES := ota_hook/_matcher.pyx protos/exhook.proto setup.py pyproject.toml
+SOURCES := $(wildcard ota_hook/*.pyx ota_hook/exhook/*.pyx) protos/exhook.proto setup.py pyproject.toml
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codesp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
-	@$(BIN)/python -m mypy.stubtest ota_hook._matcher --concise
+	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook.exhook._session --concise
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ota_hook
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
@@ -47,7 +47,8 @@ lock: .venv/.uv ## resolve the ranges of pyproject.toml into requirements.lock a
 		pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and what the build made; your data stays
-	@rm -rf .venv build *.egg-info ota_hook/*.so ota_hook/*.c ota_hook/exhook/exhook_pb2.*
+	@rm -rf .venv build *.egg-info ota_hook/*.so ota_hook/*.c ota_hook/exhook/*.so ota_hook/exhook/*.c \
+		ota_hook/exhook/exhook_pb2.*
 
 .venv/.uv: scripts/system-packages.sh
 	@test -n "$(PYTHON)" || { echo "ota-hook needs Python 3.11 or later; run: apt-get install python3" >&2; exit 1; }

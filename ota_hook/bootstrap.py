@@ -11,38 +11,38 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import structlog
 import uvicorn
 from pydantic import SecretStr
-from redis.asyncio import Redis
 
 from admin_api.app import create_app
 from admin_api.auth import AdminToken, load_admin_token
 from admin_api.context import AdminContext
 from ota_hook.errors import ConfigurationError, DependencyError, OtaHookError
 from ota_hook.exhook.grpcio_listener import GrpcioListener
+from ota_hook.exhook.listener import Listener
 from ota_hook.exhook.provider import HookOptions, HookProvider
 from ota_hook.metrics import HookMetrics
-from ota_hook.model import DocumentKind
 from ota_hook.packages.store import LocalPackageStore
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.settings import Listen, Settings
 from ota_hook.standin.broker import ExhookOptions, StandinBroker
 from ota_hook.standin.redis import embedded_redis
 from ota_hook.state.catalogue import RedisCatalogue
-from ota_hook.state.command_ids import RedisCommandIds
-from ota_hook.state.connection import connect_redis
+from ota_hook.state.connection import RedisClient, connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
 from ota_hook.state.heartbeat import Heartbeat
+from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
+from ota_hook.state.pipes import PipeSet
+from ota_hook.state.primaries import Primaries
 
 _log = structlog.get_logger("ota_hook.bootstrap")
 _HEARTBEAT_S: Final = 1.0
@@ -81,7 +81,8 @@ class Running:
 class _State:
     """The adapters on Redis that more than one role uses."""
 
-    redis: Redis
+    primaries: Primaries
+    redis: RedisClient
     keys: Keys
     writer: DurableWriter
     catalogue: RedisCatalogue
@@ -171,7 +172,10 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
         catalogue = RedisCatalogue(redis, keys, writer=writer)
         await catalogue.start()
         stack.push_async_callback(catalogue.close)
+        primaries = Primaries(url)
+        stack.push_async_callback(primaries.aclose)
         state = _State(
+            primaries=primaries,
             redis=redis,
             keys=keys,
             writer=writer,
@@ -179,14 +183,13 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
             offers=RedisOffers(redis, keys),
             devices=RedisDevices(redis, keys, writer=writer),
         )
-        state.metrics.catalogue_revision.set_function(lambda: catalogue.current.revision)
-        for kind in DocumentKind:
-            state.metrics.refused_documents.labels(kind.value).set_function(partial(_count_refused, catalogue, kind))
+        state.metrics.add_gauge(
+            "catalogue_revision", "The revision in force in this process.", lambda: catalogue.current.revision
+        )
+        state.metrics.add_gauge(
+            "refused_documents", "Documents that can't be used; the last good ones are.", lambda: len(catalogue.refused)
+        )
         yield state
-
-
-def _count_refused(catalogue: RedisCatalogue, kind: DocumentKind) -> int:
-    return sum(refused.kind is kind for refused in catalogue.refused)
 
 
 # ---- the hook
@@ -200,8 +203,15 @@ def _make_publisher(settings: Settings) -> MqttPublisher | None:
 async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher | None) -> AsyncIterator[str]:
     """Serve ExHook; yields the address that the broker connects to."""
     async with AsyncExitStack() as stack:
-        command_ids = RedisCommandIds(state.redis, state.keys)
-        stack.push_async_callback(command_ids.close)
+        pipes = PipeSet(state.primaries, budget_ms=settings.answer_budget_ms)
+        stack.push_async_callback(pipes.close)
+        await pipes.start()
+        command_ids = HotCommandIds(pipes, state.keys)
+        command_ids.start()
+        stack.callback(command_ids.close)
+        offers = HotOffers(pipes, state.keys)
+        state.metrics.add_gauge("redis_available", "Whether Redis takes commands: 1 or 0.", lambda: pipes.available)
+        state.metrics.add_gauge("offers_not_noted", "Offers whose bookkeeping was lost.", lambda: offers.lost)
         provider = HookProvider(
             HookOptions(
                 dialect=settings.dialect,
@@ -209,24 +219,16 @@ async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher 
                 reply=settings.reply,
                 http_base=settings.effective_public_url,
                 https_base=settings.public_url_https,
-                answer_budget_ms=settings.answer_budget_ms,
             ),
             snapshots=state.catalogue,
-            devices=state.devices,
-            offers=state.offers,
+            devices=HotDevices(pipes, state.keys),
+            offers=offers,
             command_ids=command_ids,
             publisher=publisher,
             metrics=state.metrics,
         )
         stack.push_async_callback(provider.close)
-        listener = GrpcioListener(
-            provider,
-            listen=str(settings.hook_listen),
-            message_bytes=settings.hook_message_bytes,
-            tls_cert=settings.hook_tls_cert,
-            tls_key=settings.hook_tls_key,
-            tls_client_ca=settings.hook_tls_client_ca,
-        )
+        listener = _make_listener(settings, provider)
         await listener.start()
         stack.push_async_callback(listener.stop)
         heartbeat = Heartbeat(state.redis, state.keys)
@@ -234,6 +236,27 @@ async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher 
         await stack.enter_async_context(_background(_keep_beating(heartbeat)))
         stack.push_async_callback(_say_goodbye, heartbeat)
         yield str(Listen(settings.hook_listen.host, listener.port))
+
+
+def _make_listener(settings: Settings, provider: HookProvider) -> Listener | GrpcioListener:
+    if settings.hook_transport == "grpcio":
+        return GrpcioListener(
+            provider,
+            listen=str(settings.hook_listen),
+            message_bytes=settings.hook_message_bytes,
+            tls_cert=settings.hook_tls_cert,
+            tls_key=settings.hook_tls_key,
+            tls_client_ca=settings.hook_tls_client_ca,
+        )
+    return Listener(
+        provider,
+        host=settings.hook_listen.host,
+        port=settings.hook_listen.port,
+        message_bytes=settings.hook_message_bytes,
+        tls_cert=settings.hook_tls_cert,
+        tls_key=settings.hook_tls_key,
+        tls_client_ca=settings.hook_tls_client_ca,
+    )
 
 
 async def _keep_beating(heartbeat: Heartbeat) -> None:

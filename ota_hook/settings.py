@@ -73,6 +73,9 @@ class Settings(BaseModel):
     hook_tls_client_ca: Path | None = Field(
         default=None, description="Certificates (PEM) that the broker's client certificate must chain to: mTLS."
     )
+    hook_transport: Literal["native", "grpcio"] = Field(
+        default="native", description="What serves the hook's port: `native` (compiled, fast) or the reference `grpcio`."
+    )
     hook_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="The largest call that is read, in bytes."
     )

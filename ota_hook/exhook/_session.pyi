@@ -14,8 +14,8 @@ Errors of a call are trailers-only answers: no conforming peer ever sees a RST_S
 | a method other than POST | 13, with HTTP status 405 |
 """
 
-from collections.abc import Buffer
-from typing import Generic, TypeVar, final
+from types import GenericAlias
+from typing import Any, Generic, TypeVar, final
 
 _Route = TypeVar("_Route")
 
@@ -36,6 +36,8 @@ class Call(Generic[_Route]):
     @property
     def timeout_ms(self) -> int | None:
         """The peer's grpc-timeout, rounded up; None where it sent none, or one that can't be read."""
+
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
 @final
 class Session(Generic[_Route]):
@@ -64,7 +66,7 @@ class Session(Generic[_Route]):
         From `retire_at_stream_id` on the session drains by itself; stream ids end at 2^31.
         """
 
-    def receive(self, data: Buffer) -> list[Call[_Route]]:
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Call[_Route]]:
         """The calls that these bytes complete. Never raises on any bytes; after a connection error there are none."""
 
     def respond(self, call: Call[_Route], message: bytes) -> None:
@@ -110,3 +112,5 @@ class Session(Generic[_Route]):
     @property
     def buffered_bytes(self) -> int:
         """What the bounds count at this moment, for metrics."""
+
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

@@ -6,6 +6,8 @@ RST_STREAM. It must not know sockets, event loops, settings, clocks, or what a c
 table it was given. The stub beside this file is the contract. One thread at a time.
 """
 
+from types import GenericAlias
+
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -210,6 +212,8 @@ cdef class Call:
     cdef uint64_t _serial
     cdef bint _settled
 
+    __class_getitem__ = classmethod(GenericAlias)
+
     def __init__(self):
         raise TypeError("a Call comes from Session.receive")
 
@@ -248,6 +252,8 @@ cdef class Session:
     cdef bint _goodbye_said
     cdef readonly Py_ssize_t open_calls
     cdef readonly Py_ssize_t open_streams
+
+    __class_getitem__ = classmethod(GenericAlias)
 
     def __cinit__(
         self,

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
-from redis.asyncio import Redis
-
+from ota_hook.state.connection import RedisClient, list_primaries
 from ota_hook.state.keys import Keys
 
 _FIRST_BATCH: Final = 8
@@ -19,14 +18,22 @@ _SPARSE: Final = 4
 """With fewer keys than a quarter of the buckets, asking which exist is cheaper than asking each bucket."""
 
 
-async def batches_of_buckets(redis: Redis, keys: Keys, pattern: str, *, first: int = 0) -> AsyncGenerator[list[int]]:
+async def batches_of_buckets(
+    redis: RedisClient, keys: Keys, pattern: str, *, first: int = 0
+) -> AsyncGenerator[list[int]]:
     """The numbers of the buckets from `first` on, ascending, in batches that grow to 256.
 
-    A bucket that has no key matching `pattern` may be left out. Raises what redis-py raises.
+    A bucket that has no key matching `pattern` may be left out (as may one that moves between the primaries of a
+    Cluster just then). Raises what redis-py raises.
     """
     numbers: Iterable[int] = range(first, keys.buckets)
-    if await redis.dbsize() < keys.buckets // _SPARSE:
-        found = {keys.bucket_in(key) async for key in redis.scan_iter(match=pattern, count=_SCAN_COUNT)}
+    primaries = await list_primaries(redis)
+    if sum([await primary.dbsize() for primary in primaries]) < keys.buckets // _SPARSE:
+        found = {
+            keys.bucket_in(key)
+            for primary in primaries
+            async for key in primary.scan_iter(match=pattern, count=_SCAN_COUNT)
+        }
         numbers = sorted(number for number in found if number is not None and number >= first)
     size = _FIRST_BATCH
     batch: list[int] = []

@@ -15,14 +15,13 @@ from contextlib import aclosing
 from typing import Any, Final, Literal
 
 import structlog
-from redis.asyncio import Redis
 from ulid import ULID
 
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError, OtaHookError
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.snapshot import RefusedDocument, Snapshot
 from ota_hook.state.catalogue_scripts import APPLY, LOAD, LOAD_ALL
-from ota_hook.state.connection import Argument, Call, redis_errors, run_command
+from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.device_lists import DeviceLists
 from ota_hook.state.documents import Document, decode_document, encode_document
 from ota_hook.state.durability import DurableWriter
@@ -53,7 +52,7 @@ _log = structlog.get_logger("ota_hook.state.catalogue")
 class RedisCatalogue:
     """ports.Catalogue and ports.SnapshotSource: this process's snapshot, kept fresh by a task of its own."""
 
-    def __init__(self, redis: Redis, keys: Keys, *, writer: DurableWriter | None = None) -> None:
+    def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
         self._keys = keys
         self._writer = writer or DurableWriter(redis)
@@ -231,7 +230,8 @@ class RedisCatalogue:
     async def _await_news(self) -> None:
         behind = f"{self._current.revision}-{_LAST_OF_REVISION}"
         with redis_errors("waiting for news of the catalogue"):
-            await run_command(self._redis, "XREAD", "COUNT", 1, "BLOCK", POLL_MS, "STREAMS", self._keys.changes, behind)
+            stream = self._keys.changes
+            await run_command(self._redis, "XREAD", "COUNT", 1, "BLOCK", POLL_MS, "STREAMS", stream, behind, key=stream)
 
     async def _refresh(self) -> None:
         """Bring the snapshot up to what Redis has. Holding the lock is the caller's business."""
@@ -285,10 +285,10 @@ class RedisCatalogue:
 
     async def _read_documents(self, places: Iterable[_Place]) -> dict[_Place, bytes | None]:
         wanted = list(places)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for kind, key in wanted:
-                pipe.execute_command("HGET", self._keys.documents(kind), as_bytes(key))
-            return dict(zip(wanted, await pipe.execute(), strict=True))
+        found = await run_commands(
+            self._redis, [("HGET", self._keys.documents(kind), as_bytes(key)) for kind, key in wanted]
+        )
+        return dict(zip(wanted, found, strict=True))
 
     async def _load_lists(self, changes: Iterable[CatalogueChange]) -> dict[str, frozenset[str]]:
         """The lists that these changes name and the snapshot does not have. One that is not there is left out."""

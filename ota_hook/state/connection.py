@@ -1,4 +1,4 @@
-"""How the state modules reach Redis: one client for each way to deploy it, its time limits, its errors, and Lua scripts.
+"""How the state modules reach Redis: a client for each way to deploy it, its time limits, its errors, and Lua scripts.
 
 Knows nothing of keys or of what is stored. Nothing here is repeated that may have run: what may safely run twice, the
 caller says. What every module does on any deployment goes through the functions here: a Cluster's client needs to be
@@ -86,7 +86,7 @@ async def run_command(redis: RedisClient, *command: Argument, key: Argument | No
 async def run_commands(redis: RedisClient, commands: Sequence[Command]) -> list[Any]:
     """Many commands, each with a key as its first argument, pipelined. Raises redis-py's first error.
 
-    Those of one key run in order and are not torn apart, but others' commands may run between them.
+    Those of one primary run in order; others' commands may run between them.
     """
     outcome = await _send(redis, [KeyedCommand(command[1], command) for command in commands])
     return _checked(outcome.answers)
@@ -158,8 +158,8 @@ async def _send(
             pipe.execute_command(*command)
         results = await pipe.execute(raise_on_error=False)
     answers = results[len(before) : len(before) + len(calls)]
-    for answer in answers:
-        await _leave_replica(redis, answer)
+    if refusal := next(filter(is_read_only, answers), None):
+        await _leave_replica(redis, refusal)
     return Outcome(answers, [results[len(before) + len(calls) :]])
 
 

@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from redis.asyncio import Redis
 from ulid import ULID
 
 from ota_hook.errors import InputError
-from ota_hook.state.connection import redis_errors, run_command
+from ota_hook.state.connection import RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.keys import Keys, as_bytes, as_text
 
 LIST_MAX: Final = 1_000_000
@@ -27,7 +26,7 @@ _READ_BATCH: Final = 5_000
 class DeviceLists:
     """Every method raises DependencyError where Redis does not answer."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
 
@@ -52,14 +51,11 @@ class DeviceLists:
     async def _add(self, name: str, batch: Sequence[bytes], count: int) -> int:
         key = self._keys.device_list(name)
         with redis_errors("writing a device list"):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.execute_command("SADD", key, *batch)
-                pipe.expire(key, STAGED_SECONDS)
-                added = int((await pipe.execute())[0])
+            added, _ = await run_commands(self._redis, [("SADD", key, *batch), ("EXPIRE", key, STAGED_SECONDS)])
             if count + added > LIST_MAX:
-                await self._redis.unlink(key)
+                await run_command(self._redis, "UNLINK", key)
                 raise InputError(f"A device list holds at most {LIST_MAX} devices.", field="devices")
-        return added
+        return int(added)
 
     async def load(self, name: str) -> frozenset[str] | None:
         """All members, None where there is no such list (any more)."""
@@ -69,7 +65,8 @@ class DeviceLists:
                 members.add(identifier)
         # A list that is not there and one that went while it was read: neither may be taken for a short list.
         with redis_errors("reading a device list"):
-            return frozenset(members) if await self._redis.exists(self._keys.device_list(name)) else None
+            there = await run_command(self._redis, "EXISTS", self._keys.device_list(name))
+        return frozenset(members) if there else None
 
     async def read(self, name: str) -> AsyncGenerator[str]:
         """The members in no order; one may come twice."""

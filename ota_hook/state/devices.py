@@ -21,13 +21,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Se
 from contextlib import aclosing
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from ota_hook.errors import InputError
 from ota_hook.model import DeviceState, Outcome, ReportedVersion
 from ota_hook.ports import Report
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_pipelined
+from ota_hook.state.connection import Argument, Call, RedisClient, Script, redis_errors, run_commands, run_pipelined
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.offers import OFFERS_LUA, count_outcomes
@@ -192,7 +190,7 @@ return {gone > 0 and 1 or 0, cancelled}
 class RedisDevices:
     """ports.DeviceStore. `writer` confirms what operators write. Reports come through hot.py."""
 
-    def __init__(self, redis: Redis, keys: Keys, *, writer: DurableWriter | None = None) -> None:
+    def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
         self._keys = keys
         self._writer = writer or DurableWriter(redis)
@@ -299,11 +297,8 @@ class RedisDevices:
 
     async def _read_buckets(self, batch: Sequence[int]) -> list[dict[bytes, bytes]]:
         """Per bucket, its devices. Compact and long hash are not read at one moment: see `_read_moved`."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for bucket in batch:
-                pipe.hgetall(self._keys.devices(bucket))
-                pipe.hgetall(self._keys.long_devices(bucket))
-            found: list[dict[bytes, bytes]] = await pipe.execute()
+        hashes = (key for bucket in batch for key in (self._keys.devices(bucket), self._keys.long_devices(bucket)))
+        found: list[dict[bytes, bytes]] = await run_commands(self._redis, [("HGETALL", key) for key in hashes])
         buckets = [compact | long for compact, long in zip(found[::2], found[1::2], strict=True)]
         for members in buckets:
             for identifier in [identifier for identifier, packed in members.items() if not packed]:

@@ -5,14 +5,23 @@ Knows nothing of what is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ota_hook.errors import DependencyError
-from ota_hook.state.connection import Argument, Call, Script, redis_errors, run_command, run_pipelined
+from ota_hook.state.connection import (
+    Call,
+    Command,
+    RedisClient,
+    Script,
+    list_primaries,
+    redis_errors,
+    run_command,
+    run_pipelined,
+)
 
 DEFAULT_WAIT_MS: Final = 2_000
 """Longer than the second that `appendfsync everysec` may take, shorter than a command's time limit."""
@@ -21,11 +30,11 @@ DEFAULT_WAIT_MS: Final = 2_000
 class DurableWriter:
     """Runs scripts and waits until Redis has them on its disk (WAITAOF, where the server can) and on `replicas`.
 
-    WAITAOF came with Redis 7.2 and needs the append-only file; whether this server can is asked once, at the first
-    write, and again after it refused. `wait_ms` bounds each wait and must be below the client's time limit.
+    WAITAOF came with Redis 7.2 and needs the append-only file; whether all servers can is asked once, at the first
+    write, and again after one refused. `wait_ms` bounds each wait and must be below the client's time limit.
     """
 
-    def __init__(self, redis: Redis, *, replicas: int = 0, wait_ms: int = DEFAULT_WAIT_MS) -> None:
+    def __init__(self, redis: RedisClient, *, replicas: int = 0, wait_ms: int = DEFAULT_WAIT_MS) -> None:
         self._redis = redis
         self._replicas = replicas
         self._wait_ms = wait_ms
@@ -39,14 +48,15 @@ class DurableWriter:
         """
         with redis_errors("writing"):
             if self._reaches_disk is None:
-                self._reaches_disk = await _can_wait_for_disk(self._redis)
-            waits: list[Sequence[Argument]] = []
+                primaries = await list_primaries(self._redis)
+                self._reaches_disk = all([await _can_wait_for_disk(primary) for primary in primaries])
+            waits: list[Command] = []
             if self._reaches_disk:
                 waits.append(("WAITAOF", 1, 0, self._wait_ms))
             if self._replicas:
                 waits.append(("WAIT", self._replicas, self._wait_ms))
             results, waited = await run_pipelined(self._redis, script, calls, then=waits)
-        return results, self._judge(waits, waited)
+        return results, next(filter(None, (self._judge(waits, answers) for answers in waited)), None)
 
     async def write_or_fail(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """`write`, with DependencyError where the confirmation is missing. Its text says that the write happened."""
@@ -55,8 +65,8 @@ class DurableWriter:
             raise DependencyError(unconfirmed, mend="Look at what is there before you try again.")
         return results
 
-    def _judge(self, waits: Sequence[Sequence[Argument]], waited: Sequence[Any]) -> str | None:
-        for wait, answer in zip(waits, waited, strict=True):
+    def _judge(self, waits: Sequence[Command], answers: Iterable[Any]) -> str | None:
+        for wait, answer in zip(waits, answers, strict=True):
             if wait[0] == "WAITAOF":
                 if isinstance(answer, ResponseError):  # the server changed its configuration, or is another one now
                     self._reaches_disk = None
@@ -80,8 +90,17 @@ async def _can_wait_for_disk(redis: Redis) -> bool:
         return True
 
 
-async def list_risks(redis: Redis) -> list[str]:
-    """Plain sentences on how this Redis may lose what it acknowledged; empty where it may not. For start-up's log."""
+async def list_risks(redis: RedisClient) -> list[str]:
+    """Plain sentences on how this Redis may lose what it acknowledged; empty where it may not. For start-up's log.
+
+    Of several primaries, each sentence once: they are usually configured alike.
+    """
+    with redis_errors("reading the server's facts"):
+        risks = [risk for primary in await list_primaries(redis) for risk in await _list_risks_of(primary)]
+    return list(dict.fromkeys(risks))
+
+
+async def _list_risks_of(redis: Redis) -> list[str]:
     with redis_errors("reading the server's facts"):
         persistence = await redis.info("persistence")
         memory = await redis.info("memory")

@@ -9,10 +9,9 @@ import os
 import socket
 from typing import Final
 
-from redis.asyncio import Redis
 from ulid import ULID
 
-from ota_hook.state.connection import Script, redis_errors, run_command
+from ota_hook.state.connection import RedisClient, Script, redis_errors, run_command
 from ota_hook.state.keys import Keys
 
 DEFAULT_TTL_MS: Final = 5_000
@@ -36,7 +35,7 @@ _COUNT: Final = Script(_NOW_LUA + "return redis.call('ZCOUNT', KEYS[1], '(' .. s
 class Heartbeat:
     """One process's liveness; also counts all. Times are Redis's clock. Every method raises DependencyError."""
 
-    def __init__(self, redis: Redis, keys: Keys, *, ttl_ms: int = DEFAULT_TTL_MS) -> None:
+    def __init__(self, redis: RedisClient, keys: Keys, *, ttl_ms: int = DEFAULT_TTL_MS) -> None:
         self._redis = redis
         self._key = keys.live_hooks
         self._ttl_ms = ttl_ms

@@ -20,7 +20,7 @@ from ota_hook.state.connection import Argument, Script
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, REPORT, keepers_by_attribute, report_arguments
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call
-from ota_hook.state.pipe import Done, RedisPipe, Unavailable
+from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
 
 SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text)
@@ -38,16 +38,6 @@ class Pipes(Protocol):
     def of(self, key: str) -> RedisPipe: ...
 
 
-class OnePipe:
-    """Pipes of a deployment with one primary."""
-
-    def __init__(self, pipe: RedisPipe) -> None:
-        self._pipe = pipe
-
-    def of(self, key: str) -> RedisPipe:
-        return self._pipe
-
-
 def _run_script(
     pipe: RedisPipe, script: Script, keys: Sequence[Argument], arguments: Sequence[Argument], done: Done
 ) -> None:
@@ -55,11 +45,11 @@ def _run_script(
 
     def retry(reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
         if type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT"):
-            pipe.submit(hiredis.pack_command(("EVAL", script.text, len(keys), *keys, *arguments)), done)
+            pipe.submit(pack(("EVAL", script.text, len(keys), *keys, *arguments)), done)
         else:
             done(reply)
 
-    pipe.submit(hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments)), retry)
+    pipe.submit(pack(("EVALSHA", script.sha, len(keys), *keys, *arguments)), retry)
 
 
 def _error_of(reply: Exception) -> DependencyError:
@@ -95,7 +85,7 @@ class HotDevices:
                 self._load_long(identifier, name, bucket, done)
 
         key = self._keys.devices(bucket)
-        self._pipes.of(key).submit(hiredis.pack_command(("HGET", key, name)), read)
+        self._pipes.of(key).submit(pack(("HGET", key, name)), read)
 
     def _load_long(self, identifier: str, name: bytes, bucket: int, done: DeviceDone) -> None:
         def read(packed: Any) -> None:  # noqa: ANN401
@@ -105,7 +95,7 @@ class HotDevices:
                 done(_error_of(packed))
 
         key = self._keys.long_devices(bucket)
-        self._pipes.of(key).submit(hiredis.pack_command(("HGET", key, name)), read)
+        self._pipes.of(key).submit(pack(("HGET", key, name)), read)
 
     def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
         """See ports.DeviceStates. `kept_by_type` must not be changed after it was passed."""
@@ -166,7 +156,7 @@ class HotOffers:
 
     def _count(self, firmware_id: str, outcome: Outcome) -> None:
         key = self._keys.counters(firmware_id)
-        command = hiredis.pack_command(("HINCRBY", key, outcome.value, 1))
+        command = pack(("HINCRBY", key, outcome.value, 1))
         self._pipes.of(key).submit(command, self._note_loss)
 
     def _note_loss(self, reply: Any) -> None:  # noqa: ANN401
@@ -184,7 +174,7 @@ class HotCommandIds:
 
     def __init__(self, pipes: Pipes, keys: Keys, *, block: int = ID_BLOCK) -> None:
         self._pipe = pipes.of(keys.command_ids)
-        self._command = hiredis.pack_command(("INCRBY", keys.command_ids, block))
+        self._command = pack(("INCRBY", keys.command_ids, block))
         self._block = block
         self._next = 0
         self._end = 0  # behind the block in use

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgpack
-from redis.asyncio import Redis
 from ulid import ULID
 
 from ota_hook.errors import ConflictError, InputError
 from ota_hook.ports import Begun, Replay
-from ota_hook.state.connection import Script, redis_errors
+from ota_hook.state.connection import RedisClient, Script, redis_errors
 from ota_hook.state.keys import Keys, as_bytes
 
 DEFAULT_KEEP_MS: Final = 86_400_000
@@ -57,7 +56,7 @@ class RedisIdempotency:
     """ports.IdempotencyStore."""
 
     def __init__(
-        self, redis: Redis, keys: Keys, *, keep_ms: int = DEFAULT_KEEP_MS, lock_ms: int = DEFAULT_LOCK_MS
+        self, redis: RedisClient, keys: Keys, *, keep_ms: int = DEFAULT_KEEP_MS, lock_ms: int = DEFAULT_LOCK_MS
     ) -> None:
         self._redis = redis
         self._keys = keys

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from redis.asyncio import Redis
-
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Call, Script, redis_errors, run_command, run_pipelined
+from ota_hook.state.connection import Call, RedisClient, Script, redis_errors, run_command, run_commands, run_pipelined
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
 
@@ -145,7 +143,7 @@ def settle_call(
 class RedisOffers:
     """ports.OfferStore."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
 
@@ -159,10 +157,9 @@ class RedisOffers:
             pattern = self._keys.offers_pattern()
             async with aclosing(batches_of_buckets(self._redis, self._keys, pattern)) as batches:
                 async for batch in batches:
-                    async with self._redis.pipeline(transaction=False) as pipe:
-                        for bucket in batch:
-                            pipe.hgetall(self._keys.offers(bucket))
-                        holders = await pipe.execute()
+                    holders = await run_commands(
+                        self._redis, [("HGETALL", self._keys.offers(bucket)) for bucket in batch]
+                    )
                     for bucket, offers in zip(batch, holders, strict=True):
                         cancelled += await self._cancel_in(bucket, offers, firmware_id, settled_at_ms)
             await count_outcomes(self._redis, self._keys, {(firmware_id, Outcome.CANCELLED): cancelled})
@@ -199,22 +196,24 @@ class RedisOffers:
         """See ports.OfferStore. A firmware that was never offered has no counters."""
         wanted = list(firmware_ids)
         with redis_errors("reading counters"):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for firmware_id in wanted:
-                    pipe.hgetall(self._keys.counters(firmware_id))
-                found = await pipe.execute()
+            found = await run_commands(
+                self._redis, [("HGETALL", self._keys.counters(firmware_id)) for firmware_id in wanted]
+            )
         return {
             firmware_id: {outcome.decode(): int(count) for outcome, count in counters.items()}
             for firmware_id, counters in zip(wanted, found, strict=True)
         }
 
 
-async def count_outcomes(redis: Redis, keys: Keys, counts: Mapping[tuple[str, Outcome], int]) -> None:
+async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[str, Outcome], int]) -> None:
     """Add to the counters of each (firmware, outcome). Not repeated on failure: better lost than counted twice."""
     if not any(counts.values()):
         return
     with redis_errors("counting outcomes"):
-        async with redis.pipeline(transaction=False) as pipe:
-            for (firmware_id, outcome), count in counts.items():
-                pipe.hincrby(keys.counters(firmware_id), outcome.value, count)
-            await pipe.execute()
+        await run_commands(
+            redis,
+            [
+                ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
+                for (firmware_id, outcome), count in counts.items()
+            ],
+        )

@@ -13,10 +13,12 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import hiredis
 import structlog
+
+from ota_hook.state.primaries import Address
 
 PENDING_MAX: Final = 65_536
 """Commands that may wait for their reply; more are refused. At 200,000 replies a second that is a third of a second."""
@@ -36,18 +38,10 @@ class Unavailable(Exception):  # noqa: N818 - a value that callbacks get, never 
     """Redis did not answer in time, or there is no connection. Whether the command ran is not known."""
 
 
-class Endpoint(NamedTuple):
-    """Where a primary is and how to log in. `path` is a unix socket's; `tls` is an SSLContext."""
+pack: Callable[[tuple[str | bytes | int, ...]], bytes] = cast("Any", hiredis.pack_command)
+"""A command as it goes over the wire. (hiredis's own stub knows tuples of one word alone.)"""
 
-    host: str = ""
-    port: int = 0
-    path: str | None = None
-    tls: Any = None
-    login: tuple[tuple[str, ...], ...] = ()
-    """Commands that open a connection: AUTH, SELECT."""
-
-
-Locate = Callable[[], Awaitable[Endpoint]]
+Locate = Callable[[], Awaitable[Address]]
 Done = Callable[[Any], None]
 """Gets the reply: bytes, int, list or None; a hiredis.ReplyError for an error reply; Unavailable."""
 
@@ -182,19 +176,19 @@ class RedisPipe(asyncio.Protocol):
             await self._lost.wait()
 
     async def _connect(self) -> None:
-        endpoint = await self._locate()
+        address = await self._locate()
         self._lost.clear()
         self._reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH)
-        if endpoint.path is not None:
-            await self._loop.create_unix_connection(lambda: self, endpoint.path)
+        if address.path is not None:
+            await self._loop.create_unix_connection(lambda: self, address.path)
         else:
-            await self._loop.create_connection(lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls)
-        opening = [*endpoint.login, *(("SCRIPT", "LOAD", script) for script in self._scripts), ("PING",)]
+            await self._loop.create_connection(lambda: self, address.host, address.port, ssl=address.tls)
+        opening = [*address.login, *(("SCRIPT", "LOAD", script) for script in self._scripts), ("PING",)]
         replies = [self._loop.create_future() for _ in opening]
         for words, reply in zip(opening, replies, strict=True):
-            entry = _Command(0.0, cast("Done", reply.set_result))
+            entry = _Command(0.0, reply.set_result)
             self._pending.append(entry)
-            self._outgoing.append(hiredis.pack_command(words))
+            self._outgoing.append(pack(words))
         self._flush()
         for answer in await asyncio.gather(*replies):
             if isinstance(answer, Exception):
@@ -241,7 +235,7 @@ class RedisPipe(asyncio.Protocol):
 
     def _drop(self, reason: str) -> None:
         """Forget the connection and answer all that waits. Safe to call at any time, and again."""
-        if self._ready:
+        if self._ready and self._task is not None:
             _log.warning("redis_connection_lost", reason=reason)
         self._ready = False
         transport, self._transport = self._transport, None

@@ -151,7 +151,7 @@ class Primaries:
         )
 
     def connection_options(self, address: Address, *, timeout_seconds: float) -> dict[str, Any]:
-        """What redis-py's connections to that server are made with; `timeout_seconds` bounds connecting and each answer.
+        """What redis-py's connections to it are made with; `timeout_seconds` bounds connecting, and each answer.
 
         The URL's own options win. Nothing is retried: a command that was cut off may have run, and only its author
         knows whether it may run again.
@@ -177,7 +177,7 @@ class Primaries:
         self._firsts = [found.first for found in ranges]
 
     async def _ask_sentinels(self) -> Address:
-        """Whom most of them name. All are asked at once, so one that is silent or cut off neither delays nor misleads."""
+        """Whom most of them name. All are asked at once: one that is silent or cut off neither delays nor misleads."""
         asked = [asyncio.create_task(self._ask_sentinel(host, port)) for host, port in self.url.nodes]
         votes: Counter[Address] = Counter()
         problems: list[Exception] = []
@@ -206,7 +206,7 @@ class Primaries:
     async def _ask_sentinel(self, host: str, port: int) -> Address:
         """Whom one Sentinel names, once that one says itself that it is the primary."""
         options = _options(self._ask_seconds) | dict(self.url.sentinel_options) | {"host": host, "port": port}
-        sentinel = Sentinel([])
+        sentinel = Sentinel([])  # type: ignore[no-untyped-call]
         sentinel.sentinels = [Redis.from_pool(ConnectionPool(**options))]
         try:
             primary = self.address_at(*await sentinel.discover_master(self.url.service))

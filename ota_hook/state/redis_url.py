@@ -1,7 +1,7 @@
 """What `OTA_HOOK_REDIS_URL` may say: one Redis, Sentinels, or a Cluster.
 
-Pure: no I/O. The spellings for Sentinel and Cluster are those that most Python programs share; redis-py knows none. What
-stands behind a `?` goes to redis-py's connections (`ssl_ca_certs`, `client_name`, …).
+Pure: no I/O. The spellings for Sentinel and Cluster are those that most Python programs share; redis-py knows none.
+What stands behind a `?` goes to redis-py's connections (`ssl_ca_certs`, `client_name`, …).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """A client for deployments whose primaries move: behind Sentinels, or of a Cluster.
 
-Sends each command to the primary that has its key, follows redirections, and looks for the new primary where one is gone.
-To each primary it is a plain redis-py client, so all behaves there as on a single Redis. (redis-py's own Cluster client
-can't say which connection took a write, which WAIT needs to know; it refuses where its connections are in use instead
-of waiting; and it cuts the connections to healthy primaries while another one fails.)
+Sends each command to the primary that has its key, follows redirections, and looks for the new primary where one is
+gone. To each primary it is a plain redis-py client, so all behaves there as on a single Redis. (redis-py's own Cluster
+client can't say which connection took a write, which WAIT needs to know; it refuses where its connections are in use
+instead of waiting; and it cuts the connections to healthy primaries while another one fails.)
 
 **What is repeated.** A command that the server refused before it did anything (it was moved, the Cluster is down, a
-demoted primary is read-only) is sent again, for about a second and a half. One whose answer was lost is not: it may have
-run, and only its author knows whether it may run again.
+demoted primary is read-only) is sent again, for about a second and a half. One whose answer was lost is not: it may
+have run, and only its author knows whether it may run again.
 """
 
 from __future__ import annotations

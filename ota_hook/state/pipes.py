@@ -1,0 +1,112 @@
+"""A pipe to each primary of the deployment, and which of them has a key. Follows failovers and moved slots."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from functools import partial
+from typing import Final
+
+import structlog
+from redis.exceptions import RedisError
+
+from ota_hook.errors import DependencyError
+from ota_hook.state.hot import SCRIPTS
+from ota_hook.state.pipe import RedisPipe
+from ota_hook.state.primaries import Address, Primaries
+from ota_hook.state.redis_url import Deployment
+
+_LOOK_S: Final = 1.0
+"""So often it is looked whether the slots of a Cluster are where they were, while a pipe of it is away; else rarely."""
+_LOOKS_BETWEEN: Final = 10
+
+_log = structlog.get_logger("ota_hook.pipes")
+
+
+class PipeSet:
+    """hot.Pipes. One pipe where there is one primary (a single Redis, or Sentinel's), else one per Cluster primary."""
+
+    def __init__(self, primaries: Primaries, *, budget_ms: int) -> None:
+        self._primaries = primaries
+        self._budget_ms = budget_ms
+        self._is_cluster = primaries.url.kind is Deployment.CLUSTER
+        self._by_address: dict[Address, RedisPipe] = {}
+        self._firsts: list[int] = []
+        self._lasts: list[int] = []
+        self._ranges: list[RedisPipe] = []
+        self._nowhere = self._new_pipe(None)  # never started: refuses everything
+        self._only: RedisPipe = self._nowhere
+        self._task: asyncio.Task[None] | None = None
+
+    def of(self, key: str) -> RedisPipe:
+        """The pipe to the primary that has `key`; one that refuses where no primary serves its slot."""
+        if not self._is_cluster:
+            return self._only
+        slot = self._primaries.key_slot(key.encode())
+        at = bisect_right(self._firsts, slot) - 1
+        return self._ranges[at] if at >= 0 and slot <= self._lasts[at] else self._nowhere
+
+    @property
+    def available(self) -> bool:
+        """Whether every primary takes commands now."""
+        pipes = self._by_address.values() if self._is_cluster else (self._only,)
+        return bool(pipes) and all(pipe.available for pipe in pipes)
+
+    async def start(self) -> None:
+        """Connect. DependencyError where it can't be found out who the primaries are, or none takes commands."""
+        if not self._is_cluster:
+            self._only = self._new_pipe(None)
+            await self._only.start()
+        else:
+            try:
+                await self._primaries.refresh()
+            except (RedisError, OSError) as exc:
+                raise DependencyError(f"The Redis Cluster can't be reached: {exc}.", mend="Try again.") from exc
+            await self._adopt()
+            self._task = asyncio.create_task(self._keep_looking(), name="redis slots")
+        if not self.available:
+            raise DependencyError("Redis can't be reached.", mend="Is it running, and is OTA_HOOK_REDIS_URL right?")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for pipe in (*self._by_address.values(), self._only):
+            await pipe.close()
+
+    def _new_pipe(self, address: Address | None) -> RedisPipe:
+        return RedisPipe(partial(self._locate, address), scripts=SCRIPTS, budget_ms=self._budget_ms)
+
+    async def _locate(self, address: Address | None) -> Address:
+        """Where to connect: to that node of a Cluster, or to whoever is the primary now."""
+        if address is not None:
+            return address
+        await self._primaries.refresh()
+        return await self._primaries.locate()
+
+    async def _keep_looking(self) -> None:
+        looks = 0
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            looks += 1
+            if self.available and looks % _LOOKS_BETWEEN:
+                continue
+            try:
+                await self._primaries.refresh()
+            except (RedisError, OSError) as exc:
+                _log.warning("primaries_unknown", problem=str(exc))
+                continue
+            await self._adopt()
+
+    async def _adopt(self) -> None:
+        """Have a pipe for each primary that the slots name, and none for others."""
+        ranges = list(self._primaries.slots())
+        wanted = {found.address for found in ranges}
+        for address in wanted - self._by_address.keys():
+            self._by_address[address] = self._new_pipe(address)
+            await self._by_address[address].start()
+        self._firsts = [found.first for found in ranges]
+        self._lasts = [found.last for found in ranges]
+        self._ranges = [self._by_address[found.address] for found in ranges]
+        for address in self._by_address.keys() - wanted:
+            await self._by_address.pop(address).close()
