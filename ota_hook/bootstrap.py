@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from typing import Final, Literal
 
 import structlog
 import uvicorn
+import uvloop
+from prometheus_client import start_http_server
 from pydantic import SecretStr
 
 from admin_api.app import create_app
@@ -23,8 +26,10 @@ from admin_api.auth import AdminToken, load_admin_token
 from admin_api.context import AdminContext
 from ota_hook.errors import ConfigurationError, DependencyError, OtaHookError
 from ota_hook.exhook.grpcio_listener import GrpcioListener
-from ota_hook.exhook.listener import Listener
+from ota_hook.exhook.listener import Listener, bind_tcp
 from ota_hook.exhook.provider import HookOptions, HookProvider
+from ota_hook.exhook.workers import WorkerPool, on_parent_gone
+from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
 from ota_hook.publish.mqtt import MqttPublisher
@@ -107,11 +112,15 @@ async def run_service(
             settings = sockets.settings
         if standin is not None:
             standin, settings = _choose_broker_port(standin, settings)
+        settings = await stack.enter_async_context(_with_redis(settings))
         state = await stack.enter_async_context(_open_state(settings))
         running = Running(public_url=settings.effective_public_url)
         if Role.HOOK in roles:
-            publisher = _make_publisher(settings)
-            hook_address = await stack.enter_async_context(_run_hook(settings, state, publisher))
+            publisher = _make_publisher(settings) if settings.hook_workers == 1 else None
+            if settings.hook_workers > 1:
+                hook_address = await stack.enter_async_context(_run_workers(settings))
+            else:
+                hook_address = await stack.enter_async_context(_run_hook(settings, state, publisher))
             running = replace(running, hook_address=hook_address)
             if standin is not None:
                 mqtt_url = await stack.enter_async_context(_run_standin(standin, hook_address))
@@ -156,13 +165,20 @@ def _prepare_data_dir(data_dir: Path) -> None:
 
 
 @asynccontextmanager
+async def _with_redis(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings with the address of a Redis: theirs, or an embedded one's that ends with the context."""
+    if settings.redis_url is not None:
+        yield settings
+        return
+    async with embedded_redis(settings.data_dir) as url:
+        yield settings.model_copy(update={"redis_url": SecretStr(url)})
+
+
+@asynccontextmanager
 async def _open_state(settings: Settings) -> AsyncIterator[_State]:
-    """Connect to Redis (or bring one), read the layout, load the catalogue and keep it fresh."""
+    """Connect to Redis, read the layout, load the catalogue and keep it fresh."""
     async with AsyncExitStack() as stack:
-        if settings.redis_url is not None:
-            url = settings.redis_url.get_secret_value()
-        else:
-            url = await stack.enter_async_context(embedded_redis(settings.data_dir))
+        url = settings.redis_url.get_secret_value() if settings.redis_url is not None else ""
         redis = connect_redis(url)
         stack.push_async_callback(redis.aclose)
         keys = await open_layout(redis, prefix=settings.redis_prefix)
@@ -231,11 +247,75 @@ async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher 
         listener = _make_listener(settings, provider)
         await listener.start()
         stack.push_async_callback(listener.stop)
+        stack.callback(_serve_metrics(settings, state))
         heartbeat = Heartbeat(state.redis, state.keys)
         await heartbeat.beat()
         await stack.enter_async_context(_background(_keep_beating(heartbeat)))
         stack.push_async_callback(_say_goodbye, heartbeat)
         yield str(Listen(settings.hook_listen.host, listener.port))
+
+
+@asynccontextmanager
+async def _run_workers(settings: Settings) -> AsyncIterator[str]:
+    """Serve ExHook with several processes on one port; yields its address once each worker accepts calls."""
+    listen = settings.hook_listen
+    try:
+        # Bound and never listened on: it holds the port, whichever worker is away.
+        held = bind_tcp(listen.host, listen.port, reuse_port=True)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"OTA_HOOK_HOOK_LISTEN: {listen} can't be bound: {exc.strerror}.",
+            mend="Is another ota-hook running? Choose another port with --hook-listen.",
+        ) from exc
+    with held:
+        listen = _address_of(held, listen)
+        pool = WorkerPool(settings.hook_workers, run_worker, (settings.model_copy(update={"hook_listen": listen}),))
+        await pool.start()
+        try:
+            await pool.wait_ready()
+            yield str(listen)
+        finally:
+            await pool.stop()
+
+
+def run_worker(settings: Settings, number: int, ready: Callable[[], None]) -> None:
+    """One worker process of a pool, until SIGTERM or its parent's end."""
+    configure_logging(settings.log_level, settings.log_format)
+    structlog.contextvars.bind_contextvars(worker=number)
+    metrics = settings.hook_metrics_listen
+    settings = settings.model_copy(
+        update={
+            "hook_workers": 1,
+            "hook_metrics_listen": None if metrics is None else Listen(metrics.host, metrics.port + number),
+        }
+    )
+
+    async def serve() -> None:
+        async with stop_signals() as stop:
+            on_parent_gone(stop.set)
+            async with run_service(settings, frozenset({Role.HOOK})):
+                ready()
+                await stop.wait()
+
+    uvloop.run(serve())
+
+
+def _serve_metrics(settings: Settings, state: _State) -> Callable[[], None]:
+    """Serve this process's metrics, where a setting says so; returns what ends it."""
+    listen = settings.hook_metrics_listen
+    if listen is None:
+        return lambda: None
+    try:
+        server, thread = start_http_server(listen.port, listen.host, state.metrics.registry)
+    except OSError as exc:
+        raise ConfigurationError(f"OTA_HOOK_HOOK_METRICS_LISTEN: {listen} can't be bound: {exc.strerror}.") from exc
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
 
 
 def _make_listener(settings: Settings, provider: HookProvider) -> Listener | GrpcioListener:
@@ -253,6 +333,7 @@ def _make_listener(settings: Settings, provider: HookProvider) -> Listener | Grp
         host=settings.hook_listen.host,
         port=settings.hook_listen.port,
         message_bytes=settings.hook_message_bytes,
+        reuse_port=multiprocessing.parent_process() is not None,
         tls_cert=settings.hook_tls_cert,
         tls_key=settings.hook_tls_key,
         tls_client_ca=settings.hook_tls_client_ca,

@@ -58,6 +58,9 @@ PublicUrlOption = Annotated[
 TopicsOption = Annotated[
     str | None, typer.Option("--topics", help="Topic dialect: eztcloud, typed or your own.", show_default=False)
 ]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="Hook processes on the one port [1].", show_default=False)
+]
 IdentityOption = Annotated[
     str | None, typer.Option("--identity", help="What identifies a device: username or clientid.", show_default=False)
 ]
@@ -152,6 +155,7 @@ def serve(
     *,
     config: ConfigOption = None,
     hook_listen: HookListenOption = None,
+    workers: WorkersOption = None,
     admin_listen: AdminListenOption = None,
     data_dir: DataDirOption = None,
     redis_url: RedisUrlOption = None,
@@ -169,6 +173,7 @@ def serve(
     settings = _settings(
         config,
         hook_listen=hook_listen,
+        hook_workers=workers,
         admin_listen=admin_listen,
         data_dir=data_dir,
         redis_url=redis_url,
@@ -191,6 +196,7 @@ def hook(
     *,
     config: ConfigOption = None,
     hook_listen: HookListenOption = None,
+    workers: WorkersOption = None,
     data_dir: DataDirOption = None,
     redis_url: RedisUrlOption = None,
     public_url: PublicUrlOption = None,
@@ -202,6 +208,7 @@ def hook(
     settings = _settings(
         config,
         hook_listen=hook_listen,
+        hook_workers=workers,
         data_dir=data_dir,
         redis_url=redis_url,
         public_url=public_url,

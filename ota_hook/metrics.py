@@ -61,11 +61,11 @@ class HookMetrics:
         for name, (label, documentation) in _COUNTERS.items():
             counter = CounterMetricFamily(f"ota_hook_{name}", documentation, labels=[label])
             tally: Tally = getattr(self, name)
-            for value, count in sorted(tally.items()):
+            for value, count in sorted(dict(tally).items()):
                 counter.add_metric([value], count)
             yield counter
         yield self._histogram()
-        for name, (documentation, read) in self._gauges.items():
+        for name, (documentation, read) in dict(self._gauges).items():
             yield GaugeMetricFamily(f"ota_hook_{name}", documentation, value=read())
 
     def _histogram(self) -> Metric:

@@ -73,8 +73,18 @@ class Settings(BaseModel):
     hook_tls_client_ca: Path | None = Field(
         default=None, description="Certificates (PEM) that the broker's client certificate must chain to: mTLS."
     )
+    hook_workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Hook processes on that one port; about one per core that the hook may use.",
+    )
+    hook_metrics_listen: ListenField | None = Field(
+        default=None, description="Where worker 0 serves its metrics over HTTP; worker 1 on the next port, and so on."
+    )
     hook_transport: Literal["native", "grpcio"] = Field(
-        default="native", description="What serves the hook's port: `native` (compiled, fast) or the reference `grpcio`."
+        default="native",
+        description="What serves the hook's port: `native` (compiled, fast) or the reference `grpcio`.",
     )
     hook_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="The largest call that is read, in bytes."
@@ -174,6 +184,8 @@ class Settings(BaseModel):
                 " device: set hook_tls_cert, hook_tls_key and hook_tls_client_ca (mTLS), or OTA_HOOK_HOOK_INSECURE=true"
                 " where the network itself keeps others out"
             )
+        if self.hook_workers > 1 and self.hook_transport == "grpcio":
+            raise ValueError("hook_workers: the grpcio transport is the reference for tests and has one worker")
         if self.reply == "publish" and self.mqtt_url is None:
             raise ValueError("reply = publish needs OTA_HOOK_MQTT_URL")
         return self

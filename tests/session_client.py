@@ -10,6 +10,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from hyperframe.frame import Frame
 
 PUBLISH = "/emqx.exhook.v2.HookProvider/OnMessagePublish"
 LOADED = "/emqx.exhook.v2.HookProvider/OnProviderLoaded"
@@ -148,6 +149,18 @@ def drain(speaker: Speaker) -> bytes:
     while piece := speaker.data_to_send():
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def frames(data: bytes) -> list[Frame]:
+    """The HTTP/2 frames in what a server wrote."""
+    view = memoryview(data)
+    found = []
+    while view:
+        frame, length = Frame.parse_frame_header(view[:9])
+        frame.parse_body(view[9 : 9 + length])
+        found.append(frame)
+        view = view[9 + length :]
+    return found
 
 
 def _pairs(headers: Iterable[tuple[bytes | str, bytes | str]] | None) -> dict[str, str]:

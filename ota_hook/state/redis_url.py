@@ -70,6 +70,11 @@ class RedisUrl:
     sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What its connections to a Sentinel are made with, likewise."""
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys live on several primaries, by their slots."""
+        return self.kind is Deployment.CLUSTER
+
 
 def parse_redis_url(url: str) -> RedisUrl:
     """Read the URL. ConfigurationError says what is wrong with it, and repeats no secret."""

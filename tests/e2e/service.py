@@ -19,7 +19,7 @@ import httpx
 
 from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, RequestMeta, ValuedResponse
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 COMMAND = (sys.executable, "-m", "ota_hook")
 
 
@@ -109,8 +109,8 @@ class Service:
 
 @contextlib.contextmanager
 def running(service: Service) -> Iterator[Service]:
-    service.start()
     try:
+        service.start()
         yield service
     finally:
         if service.process is not None and service.process.poll() is None:

@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.integration.admin_service import Admin, admin_role, redis_server
-from tests.integration.redis_fixtures import content, keys, redis, redis_url
+from tests.integration.redis_fixtures import cluster_url, content, embedded_url, keys, redis, redis_url
 
-__all__ = ["content", "keys", "redis", "redis_url"]
+__all__ = ["cluster_url", "content", "embedded_url", "keys", "redis", "redis_url"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take the tests that speak of one server's configuration off the Cluster."""
+    items[:] = [
+        item
+        for item in items
+        if item.get_closest_marker("single_redis") is None
+        or getattr(item, "callspec").params.get("redis_url") != "cluster"  # noqa: B009 - pytest's types do not know it
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""One embedded Redis for the session; each test gets a prefix of its own, and its keys are gone afterwards."""
+"""One embedded Redis and one Cluster for the session; each test gets a prefix of its own, gone afterwards.
+
+What asks for `redis`, `keys` or `redis_url` runs on both; with the marker `single_redis`, on the embedded one alone: it
+speaks of a server's configuration, not of what is stored.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,27 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.commands import AsyncCoreCommands
 from ulid import ULID
 
 from ota_hook.standin.redis import embedded_redis
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.format import open_layout
 from ota_hook.state.keys import Keys
+from ota_hook.state.routing import RoutedRedis
+from tests.integration.redis_deployments import redis_cluster
 
 BUCKETS = 16
 """Few, so that devices share one."""
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def embedded_url() -> Iterator[str]:
     """A Redis that lives in a thread with a loop of its own: the tests' loops come and go."""
     ready, done = threading.Event(), threading.Event()
     urls: list[str] = []
@@ -47,11 +56,47 @@ def redis_url() -> Iterator[str]:
         thread.join(30)
 
 
+@pytest.fixture(scope="session")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Cluster of three primaries and their replicas."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(scope="session", params=["embedded", "cluster"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+class PokedCluster(RoutedRedis, AsyncCoreCommands):
+    """The client under test with redis-py's commands on it, so that a test can look behind the stores on a Cluster too."""
+
+    async def execute_command(self, *command: Any, **options: Any) -> Any:
+        key = command[2] if command[0] == "OBJECT" else command[1]
+        client = await self.primary_of(key)
+        return await client.execute_command(*command, **options)  # type: ignore[no-untyped-call]
+
+    async def scan_iter(self, match: Any = None, count: int | None = None, *_: Any, **__: Any) -> AsyncIterator[bytes]:
+        for primary in await self.all_primaries():
+            async for key in primary.scan_iter(match=match, count=count):
+                yield key
+
+
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client that the stores are given, and that a test may look through; on a Cluster both are less than a Redis."""
     client = connect_redis(redis_url)
-    yield client
+    if isinstance(client, RoutedRedis):
+        client = PokedCluster(client.primaries, client._connect)
+    yield cast("Redis", client)
     await client.aclose()
+
+
+async def transaction_on(redis: Redis, key: str) -> Pipeline:
+    """A transaction where the key is."""
+    client = await redis.primary_of(key) if isinstance(redis, RoutedRedis) else redis
+    return client.pipeline(transaction=True)
 
 
 @pytest.fixture

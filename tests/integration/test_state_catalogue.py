@@ -29,6 +29,7 @@ from ota_hook.state.connection import connect_redis
 from ota_hook.state.device_lists import DeviceLists
 from ota_hook.state.documents import encode_document
 from ota_hook.state.keys import Keys
+from tests.integration.redis_fixtures import transaction_on
 from tests.integration.waiting import eventually
 
 TYPE = DeviceType(
@@ -400,7 +401,7 @@ def encode(document: DeviceType | Rule | Firmware) -> bytes:
 async def write_behind_its_back(redis: Redis, keys: Keys, kind: DocumentKind, key: str, raw: bytes) -> None:
     """Write a document as another release, or a careless hand, might: with the news, past every check."""
     revision = int(await redis.hget(keys.meta, "revision") or 0) + 1
-    async with redis.pipeline(transaction=True) as pipe:
+    async with await transaction_on(redis, keys.meta) as pipe:
         pipe.hset(keys.documents(kind), key, raw)
         number = list(DocumentKind).index(kind) + 1
         pipe.execute_command(

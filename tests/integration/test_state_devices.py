@@ -27,17 +27,10 @@ def devices(redis: Redis, keys: Keys) -> RedisDevices:
 
 
 async def report(
-    devices: RedisDevices,
-    identifier: str,
-    *,
-    at: int,
-    type_: str | None = None,
-    register: bool = False,
-    **versions: str,
+    hot: HotState, identifier: str, *, at: int, type_: str | None = None, register: bool = False, **versions: str
 ) -> DeviceState | None:
-    return await devices.store_report(
-        identifier, versions, reported_at_ms=at, kept_by_type=KEPT, expected_type=type_, register=register
-    )
+    said = Report(device=identifier, versions=versions, reported_at_ms=at, topic_type=type_, register=register)
+    return await hot.stored(said, KEPT)
 
 
 def text_of(state: DeviceState | None, attribute: str = "version") -> str:
@@ -49,89 +42,89 @@ async def test_an_unknown_device_is_none(devices: RedisDevices) -> None:
     assert await devices.load_device("nobody") is None
 
 
-async def test_a_report_of_an_unknown_device_writes_nothing(devices: RedisDevices, content: Content) -> None:
+async def test_a_report_of_an_unknown_device_writes_nothing(devices: RedisDevices, content: Content, hot: HotState) -> None:
     before = await content()
-    assert await report(devices, "stranger", at=1, version="1.0") is None
-    assert await report(devices, "stranger", at=1, type_="tracker", version="1.0") is None
+    assert await report(hot, "stranger", at=1, version="1.0") is None
+    assert await report(hot, "stranger", at=1, type_="tracker", version="1.0") is None
     assert await content() == before
 
 
-async def test_a_report_is_answered_with_the_state_after_it(devices: RedisDevices) -> None:
+async def test_a_report_is_answered_with_the_state_after_it(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    state = await report(devices, "d", at=1_750_234_507_181, version="1.0")
+    state = await report(hot, "d", at=1_750_234_507_181, version="1.0")
     assert state == DeviceState(
         identifier="d", device_type="tracker", versions={"version": ReportedVersion("1.0", 1_750_234_507_181)}
     )
     assert await devices.load_device("d") == state
 
 
-async def test_an_older_report_does_not_overwrite_a_newer_one(devices: RedisDevices) -> None:
+async def test_an_older_report_does_not_overwrite_a_newer_one(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=2_000, version="2.0")
-    assert text_of(await report(devices, "d", at=1_999, version="1.0")) == "2.0"
+    await report(hot, "d", at=2_000, version="2.0")
+    assert text_of(await report(hot, "d", at=1_999, version="1.0")) == "2.0"
     assert text_of(await devices.load_device("d")) == "2.0"
 
 
-async def test_of_two_reports_of_the_same_time_the_later_call_wins(devices: RedisDevices) -> None:
+async def test_of_two_reports_of_the_same_time_the_later_call_wins(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=2_000, version="2.0")
-    assert text_of(await report(devices, "d", at=2_000, version="1.0")) == "1.0"
+    await report(hot, "d", at=2_000, version="2.0")
+    assert text_of(await report(hot, "d", at=2_000, version="1.0")) == "1.0"
 
 
-async def test_each_attribute_has_its_own_time(devices: RedisDevices) -> None:
+async def test_each_attribute_has_its_own_time(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=3_000, version="2.0")
-    state = await report(devices, "d", at=2_000, version="1.0", mcu_version="7")
+    await report(hot, "d", at=3_000, version="2.0")
+    state = await report(hot, "d", at=2_000, version="1.0", mcu_version="7")
     assert (text_of(state), text_of(state, "mcu_version")) == ("2.0", "7")
 
 
-async def test_a_report_that_changes_nothing_writes_nothing(devices: RedisDevices, content: Content) -> None:
+async def test_a_report_that_changes_nothing_writes_nothing(devices: RedisDevices, content: Content, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=1_000, version="1.0")
+    await report(hot, "d", at=1_000, version="1.0")
     before = await content()
-    assert text_of(await report(devices, "d", at=61_000, version="1.0")) == "1.0"
+    assert text_of(await report(hot, "d", at=61_000, version="1.0")) == "1.0"
     assert await content() == before
 
 
-async def test_an_unchanged_report_refreshes_a_time_that_is_far_behind(redis: Redis, keys: Keys) -> None:
+async def test_an_unchanged_report_refreshes_a_time_that_is_far_behind(redis: Redis, keys: Keys, hot: HotState) -> None:
     devices = RedisDevices(redis, keys, refresh_ms=60_000)
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=1_000, version="1.0")
-    await report(devices, "d", at=100_000, version="1.0")
-    assert text_of(await report(devices, "d", at=50_000, version="0.9")) == "1.0"
+    await report(hot, "d", at=1_000, version="1.0")
+    await report(hot, "d", at=100_000, version="1.0")
+    assert text_of(await report(hot, "d", at=50_000, version="0.9")) == "1.0"
 
 
-async def test_only_what_the_type_keeps_is_stored(devices: RedisDevices) -> None:
+async def test_only_what_the_type_keeps_is_stored(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "gateway", None)
-    state = await report(devices, "d", at=1, version="1.0", mcu_version="2.0", temperature="28.5")
+    state = await report(hot, "d", at=1, version="1.0", mcu_version="2.0", temperature="28.5")
     assert state is not None
     assert set(state.versions) == {"version"}
-    named = await report(devices, "d", at=2, type_="gateway", mcu_version="2.0")
+    named = await report(hot, "d", at=2, type_="gateway", mcu_version="2.0")
     assert named is not None
     assert set(named.versions) == {"version"}
 
 
 async def test_a_device_of_another_type_than_the_topic_names_is_left_alone(
-    devices: RedisDevices, content: Content
+    devices: RedisDevices, content: Content, hot: HotState
 ) -> None:
     await devices.put_device("d", "tracker", {"version": "1.0"})
     before = await content()
-    assert await report(devices, "d", at=9, type_="gateway", version="2.0") is None
+    assert await report(hot, "d", at=9, type_="gateway", version="2.0") is None
     assert await content() == before
 
 
-async def test_a_first_report_registers_where_told_so(devices: RedisDevices) -> None:
-    state = await report(devices, "new", at=5, type_="tracker", register=True, version="1.0")
+async def test_a_first_report_registers_where_told_so(devices: RedisDevices, hot: HotState) -> None:
+    state = await report(hot, "new", at=5, type_="tracker", register=True, version="1.0")
     assert state == DeviceState(
         identifier="new", device_type="tracker", versions={"version": ReportedVersion("1.0", 5)}
     )
     assert await devices.load_device("new") == state
 
 
-async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices, content: Content) -> None:
+async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices, content: Content, hot: HotState) -> None:
     before = await content()
-    assert await report(devices, "new", at=5, type_="unheard_of", register=True, version="1.0") is None
-    assert await report(devices, "new", at=5, register=True, version="1.0") is None
+    assert await report(hot, "new", at=5, type_="unheard_of", register=True, version="1.0") is None
+    assert await report(hot, "new", at=5, register=True, version="1.0") is None
     assert await content() == before
 
 
@@ -156,23 +149,23 @@ async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices
 )
 @pytest.mark.parametrize("identifier", ["d", "设备-1", "i" * 64, "i" * 65, "é" * 64])
 async def test_texts_of_any_kind_and_length_come_back_exactly(
-    devices: RedisDevices, identifier: str, text: str
+    devices: RedisDevices, identifier: str, text: str, hot: HotState
 ) -> None:
     await devices.put_device(identifier, "tracker", None)
-    assert text_of(await report(devices, identifier, at=1, version=text)) == text
+    assert text_of(await report(hot, identifier, at=1, version=text)) == text
     assert text_of(await devices.load_device(identifier)) == text
     assert [text_of(state) for state in [state async for state in devices.scan_devices()]] == [text]
 
 
 async def test_a_state_that_grows_and_shrinks_moves_between_the_hashes(
-    redis: Redis, keys: Keys, devices: RedisDevices
+    redis: Redis, keys: Keys, devices: RedisDevices, hot: HotState
 ) -> None:
     bucket = keys.bucket_of("d")
     await devices.put_device("d", "tracker", {"version": "1.0"})
     assert await redis.hlen(keys.long_devices(bucket)) == 0
-    await report(devices, "d", at=1, version=LONG)
+    await report(hot, "d", at=1, version=LONG)
     assert await redis.hget(keys.devices(bucket), "d") == b""
-    await report(devices, "d", at=2, version="1.1")
+    await report(hot, "d", at=2, version="1.1")
     assert await redis.hlen(keys.long_devices(bucket)) == 0
     assert text_of(await devices.load_device("d")) == "1.1"
 
@@ -194,17 +187,17 @@ async def test_putting_a_device_says_whether_it_is_new(devices: RedisDevices) ->
     assert text_of(await devices.load_device("d")) == "2.0"
 
 
-async def test_putting_without_versions_keeps_them(devices: RedisDevices) -> None:
+async def test_putting_without_versions_keeps_them(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(devices, "d", at=7, version="1.0")
+    await report(hot, "d", at=7, version="1.0")
     await devices.put_device("d", "gateway", None)
     state = await devices.load_device("d")
     assert state == DeviceState(identifier="d", device_type="gateway", versions={"version": ReportedVersion("1.0", 7)})
 
 
-async def test_any_report_is_newer_than_what_an_operator_set(devices: RedisDevices) -> None:
+async def test_any_report_is_newer_than_what_an_operator_set(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "tracker", {"version": "1.0"})
-    assert text_of(await report(devices, "d", at=1, version="0.9")) == "0.9"
+    assert text_of(await report(hot, "d", at=1, version="0.9")) == "0.9"
 
 
 async def test_creating_a_device_that_exists_changes_nothing(devices: RedisDevices, content: Content) -> None:
@@ -251,13 +244,13 @@ async def test_an_import_counts_and_may_be_repeated(devices: RedisDevices) -> No
 
 
 async def test_a_deleted_device_leaves_nothing(
-    redis: Redis, keys: Keys, devices: RedisDevices, content: Content
+    redis: Redis, keys: Keys, devices: RedisDevices, content: Content, hot: HotState
 ) -> None:
     before = await content()
     offers = RedisOffers(redis, keys)
     await devices.put_device("d", "tracker", {"version": LONG})
     for firmware in ("one", "two"):
-        await offers.record_offer("d", offer_of(firmware))
+        await hot.record("d", offer_of(firmware))
     assert await devices.delete_device("d") is True
     assert await devices.delete_device("d") is False
     assert await devices.load_device("d") is None
@@ -267,11 +260,11 @@ async def test_a_deleted_device_leaves_nothing(
 
 
 async def test_a_device_that_gets_another_type_loses_its_open_offers(
-    redis: Redis, keys: Keys, devices: RedisDevices
+    redis: Redis, keys: Keys, devices: RedisDevices, hot: HotState
 ) -> None:
     offers = RedisOffers(redis, keys)
     await devices.put_device("d", "tracker", {"version": "1.0"})
-    await offers.record_offer("d", offer_of("one"))
+    await hot.record("d", offer_of("one"))
     await devices.put_device("d", "tracker", None)
     state = await devices.load_device("d")
     assert state is not None
@@ -354,21 +347,21 @@ async def test_reports_at_once_keep_the_newest(redis_url: str, keys: Keys) -> No
         await client.aclose()
 
 
-async def test_a_changed_catalogue_changes_what_is_kept(devices: RedisDevices) -> None:
+async def test_a_changed_catalogue_changes_what_is_kept(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "gateway", None)
-    assert (await report(devices, "d", at=1, mcu_version="1")) == DeviceState(identifier="d", device_type="gateway")
+    assert (await report(hot, "d", at=1, mcu_version="1")) == DeviceState(identifier="d", device_type="gateway")
     wider = {"tracker": frozenset({"version"}), "gateway": frozenset({"version", "mcu_version"})}
     state = await devices.store_report("d", {"mcu_version": "1"}, reported_at_ms=2, kept_by_type=wider)
     assert text_of(state, "mcu_version") == "1"
 
 
-async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys) -> None:
+async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys, hot: HotState) -> None:
     client = connect_redis("unix:///nonexistent/redis.sock")
     devices = RedisDevices(client, keys)
     with pytest.raises(DependencyError):
         await devices.load_device("d")
     with pytest.raises(DependencyError):
-        await report(devices, "d", at=1, version="1")
+        await report(hot, "d", at=1, version="1")
     with pytest.raises(DependencyError):
         await devices.put_device("d", "tracker", None)
     with pytest.raises(DependencyError):
@@ -376,6 +369,7 @@ async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys) -> No
     await client.aclose()
 
 
+@pytest.mark.single_redis
 async def test_memory_per_device_is_at_most_100_bytes(redis: Redis, keys: Keys) -> None:
     # As many devices per bucket as a million have in 65,536 buckets; 5 % of them with a long version.
     layout = await open_layout(redis, prefix=f"{keys.prefix}m", buckets=1_311)

@@ -60,6 +60,7 @@ def test_a_url_that_can_not_be_read_is_refused() -> None:
         connect_redis("http://secret:password@host")
 
 
+@pytest.mark.single_redis
 async def test_a_refused_password_is_a_configuration_error_that_does_not_tell_it(redis: Redis, redis_url: str) -> None:
     await redis.acl_setuser("guest", enabled=True, passwords=["+right"], commands=["+@all"], keys=["*"])
     client = connect_redis(redis_url.replace("unix://", "unix://guest:wr0ng@"))
@@ -91,6 +92,7 @@ async def test_ids_are_unique_over_processes_and_tasks(redis_url: str, keys: Key
         await client.aclose()
 
 
+@pytest.mark.single_redis
 async def test_ids_inside_a_block_come_without_redis(redis: Redis, keys: Keys) -> None:
     ids = RedisCommandIds(redis, keys, block=1_000)
     first = await ids.next_id()
@@ -261,6 +263,7 @@ async def test_a_write_is_confirmed_where_the_server_has_no_waitaof(redis: Redis
     assert await redis.get(key) == b"2"
 
 
+@pytest.mark.single_redis
 async def test_a_write_that_its_replicas_do_not_confirm_says_that_it_happened(redis: Redis, keys: Keys) -> None:
     key = f"{keys.prefix}:written"
     writer = DurableWriter(redis, replicas=1, wait_ms=10)
@@ -269,6 +272,7 @@ async def test_a_write_that_its_replicas_do_not_confirm_says_that_it_happened(re
     assert await redis.get(key) == b"1"
 
 
+@pytest.mark.single_redis
 async def test_a_script_that_redis_forgot_is_sent_again(redis: Redis, keys: Keys) -> None:
     key = f"{keys.prefix}:written"
     assert await SET.run(redis, [key], ["1"]) == b"OK"
@@ -286,6 +290,7 @@ async def test_a_script_that_fails_is_a_dependency_error(redis: Redis, keys: Key
         await writer.write(Script("return redis.call('INCR', KEYS[1])"), [([f"{keys.prefix}:list"], [])])
 
 
+@pytest.mark.single_redis
 async def test_the_embedded_redis_has_no_risks_and_a_forgetful_one_has_them_in_plain_words(redis: Redis) -> None:
     assert await list_risks(redis) == []
     await redis.config_set("appendfsync", "no")
@@ -305,6 +310,7 @@ async def test_the_embedded_redis_has_no_risks_and_a_forgetful_one_has_them_in_p
         await redis.config_set(name, value)
 
 
+@pytest.mark.single_redis
 async def test_risks_that_can_not_be_checked_are_said_so(redis: Redis, redis_url: str) -> None:
     await redis.acl_setuser("shy", enabled=True, nopass=True, commands=["+@all", "-config"], keys=["*"])
     client = connect_redis(redis_url.replace("unix://", "unix://shy:@"))
