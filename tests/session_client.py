@@ -86,7 +86,9 @@ class Peer:
             client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
         )
         self.h2 = h2.connection.H2Connection(config)
-        self.h2.local_settings.initial_window_size = window
+        self.h2.local_settings = h2.settings.Settings(
+            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+        )
         self.h2.initiate_connection()
         self.answers: dict[int, Answer] = {}
         self.events: list[h2.events.Event] = []

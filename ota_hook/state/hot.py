@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import hiredis
 import structlog
 
 from ota_hook.errors import DependencyError
-from ota_hook.model import COMMAND_ID_LIMIT, OpenOffer, Outcome
+from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports import DeviceDone, Report
 from ota_hook.state.connection import Argument, Script
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, REPORT, keepers_by_attribute, report_arguments
@@ -56,6 +57,14 @@ def _error_of(reply: Exception) -> DependencyError:
     return DependencyError(f"Redis did not do it: {reply}.", mend="Try again.")
 
 
+def _read_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState | DependencyError:
+    """The device; the error where what is stored is not ours to read. A fault in one record must stay that device's."""
+    try:
+        return unpack_device(identifier, packed, offers)
+    except Exception as exc:  # noqa: BLE001 - msgpack has many, and any shape may come out of it
+        return DependencyError(f"What Redis has of a device can't be read: {exc!r}.", mend="Delete and create it.")
+
+
 class HotDevices:
     """ports.DeviceStates."""
 
@@ -80,7 +89,7 @@ class HotDevices:
             elif type(packed) is not bytes:
                 done(_error_of(packed))
             elif packed:
-                done(unpack_device(identifier, packed))
+                done(_read_device(identifier, packed))
             else:
                 self._load_long(identifier, name, bucket, done)
 
@@ -90,7 +99,7 @@ class HotDevices:
     def _load_long(self, identifier: str, name: bytes, bucket: int, done: DeviceDone) -> None:
         def read(packed: Any) -> None:  # noqa: ANN401
             if packed is None or type(packed) is bytes:
-                done(unpack_device(identifier, packed) if packed else None)
+                done(_read_device(identifier, packed) if packed else None)
             else:
                 done(_error_of(packed))
 
@@ -98,9 +107,14 @@ class HotDevices:
         self._pipes.of(key).submit(pack(("HGET", key, name)), read)
 
     def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
-        """See ports.DeviceStates. `kept_by_type` must not be changed after it was passed."""
+        """See ports.DeviceStates. `kept_by_type` must not be changed after it was passed.
+
+        A type that it does not name registers nobody: it may be gone since the report came.
+        """
         if kept_by_type is not self._kept:
             self._kept, self._keepers = kept_by_type, keepers_by_attribute(kept_by_type)
+        if report.register and report.topic_type not in kept_by_type:
+            report = replace(report, register=False)
         bucket = self._keys.bucket_of(report.device)
         touched = (self._keys.devices(bucket), self._keys.long_devices(bucket), self._keys.offers(bucket))
         arguments = report_arguments(report, self._keepers, self._refresh_ms)
@@ -111,7 +125,7 @@ class HotDevices:
             elif isinstance(stored, Exception):
                 done(_error_of(stored))
             else:
-                done(unpack_device(report.device, stored[0], stored[1]))
+                done(_read_device(report.device, stored[0], stored[1]))
 
         _run_script(self._pipes.of(touched[0]), REPORT, touched, arguments, read)
 

@@ -118,8 +118,10 @@ class RoutedRedis:
                 for index, answer in zip(indices, found, strict=True):
                     answers[index] = answer
                     if _is_refusal(answer):
+                        # One redirection is followed at once; servers that point at each other are given time.
+                        hasty = left[index] is None and isinstance(answer, AskError)
+                        refused = refused or not hasty
                         left[index] = self._redirection(answer)
-                        refused = refused or left[index] is None
                     else:
                         del left[index]
                         done += 1

@@ -29,6 +29,7 @@ from ota_hook.state.durability import DurableWriter
 from ota_hook.state.format import open_layout
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.offers import RedisOffers
+from tests.integration.hot_state import HotState, hot_state
 
 TOKEN = "test-token-0123456789"
 MAX_UPLOAD_BYTES = 4 * 1024 * 1024
@@ -37,7 +38,7 @@ _CLIENT: dict[str, Any] = {"timeout": 30, "trust_env": False, "verify": False}  
 
 @dataclass
 class Admin:
-    """A running admin role: `api` sends the token, `open` does not."""
+    """A running admin role: `api` sends the token, `open` does not. `hook` is what a hook beside it would do."""
 
     url: str
     api: httpx.AsyncClient
@@ -45,6 +46,7 @@ class Admin:
     context: AdminContext
     packages: Path
     redis: Redis
+    hook: HotState
     not_ready: list[str] = field(default_factory=list)
 
     @property
@@ -158,13 +160,13 @@ async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncItera
             "readiness_checks": (list_problems,),
         }
         context = AdminContext(**(values | changes))
-        async with _serve(context, listener):
+        async with _serve(context, listener), hot_state(redis_url, keys) as hook:
             headers = {"Authorization": f"Bearer {TOKEN}"}
             async with (
                 httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, **_CLIENT) as api,
                 httpx.AsyncClient(base_url=url, **_CLIENT) as client,
             ):
-                yield Admin(url, api, client, context, folder / "packages", redis, not_ready)
+                yield Admin(url, api, client, context, folder / "packages", redis, hook, not_ready)
     await catalogue.close()
     packages.close()
     await redis.aclose()

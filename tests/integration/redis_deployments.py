@@ -29,7 +29,7 @@ _QUICK_SYNC = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0",
 
 @dataclass
 class Server:
-    """One process. `kill` and `stop` are what a crash and a stall look like from outside."""
+    """One process. `kill` and `stall` are what a crash and a hanging machine look like from outside."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -51,6 +51,12 @@ class Server:
 
     def ask(self, *command: str | int) -> object:
         return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def id(self) -> str:
+        """Its name in its Cluster."""
+        name = self.ask("CLUSTER MYID")
+        assert isinstance(name, bytes)
+        return name.decode()
 
     def end(self) -> None:
         self.client.close()
@@ -95,7 +101,7 @@ def redis_cluster(folder: Path, *, node_timeout_ms: int = 1_500) -> Iterator[Dep
             server.ask("CLUSTER", "ADDSLOTS", *range(first, last))
         _await(lambda: all(_cluster_fact(server, "known_nodes") == 6 for server in servers))
         for primary, replica in zip(primaries, replicas, strict=True):
-            replica.ask("CLUSTER", "REPLICATE", str(primary.client.cluster("MYID").decode()))  # type: ignore[no-untyped-call]
+            replica.ask("CLUSTER", "REPLICATE", primary.id())
         _await(lambda: all(_cluster_fact(server, "slots_ok") == SLOTS for server in servers))
         _await(lambda: all(_is_synced(replica) for replica in replicas))
         _await(lambda: all(_sees_replicas(server, 3) for server in servers))

@@ -10,18 +10,15 @@ import pytest
 
 from admin_api.bodies import LINE_MAX_BYTES
 from ota_hook.model import OpenOffer, Outcome
+from ota_hook.ports import Report
 from tests.integration.admin_service import Admin, checked, problem
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
 async def report(admin: Admin, identifier: str, version: str, at_ms: int) -> None:
-    await admin.context.devices.store_report(
-        identifier,
-        {"version": version},
-        reported_at_ms=at_ms,
-        kept_by_type=admin.context.catalogue.current.kept_by_type,
-    )
+    said = Report(device=identifier, versions={"version": version}, reported_at_ms=at_ms)
+    assert await admin.hook.stored(said, admin.context.catalogue.current.kept_by_type) is not None
 
 
 async def test_a_device_reads_as_it_was_created(admin: Admin) -> None:
@@ -275,9 +272,9 @@ async def test_a_devices_offers_are_shown_open_and_settled(admin: Admin) -> None
             command_ids=(98_310 + n,),
             offered_at_ms=1_700_000_000_000 + n,
         )
-        await admin.context.offers.record_offer("DU_1", offer)
+        await admin.hook.record("DU_1", offer)
         if n == 0:
-            await admin.context.offers.settle_offer(
+            await admin.hook.settle(
                 "DU_1", offer, Outcome.FAILED, code="other_version", settled_at_ms=1_700_000_001_000
             )
     still_open, settled = checked(await admin.api.get("/offers?device=DU_1"), 200)["items"]

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
 from ota_hook.errors import DependencyError, InputError
 from ota_hook.model import DeviceState, OpenOffer, ReportedVersion
+from ota_hook.ports import Report
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
+from ota_hook.state.hot import HotDevices
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
+from ota_hook.state.pipe import RedisPipe
+from ota_hook.state.primaries import Address
+from tests.integration.hot_state import HotState, hot_state, loaded, stored
 
 KEPT = {"tracker": frozenset({"version", "mcu_version"}), "gateway": frozenset({"version"})}
 LONG = "1.0.0-" + "x" * 100
@@ -24,6 +32,12 @@ Content = Callable[[], Awaitable[dict[bytes, object]]]
 @pytest.fixture
 def devices(redis: Redis, keys: Keys) -> RedisDevices:
     return RedisDevices(redis, keys)
+
+
+@pytest.fixture
+async def hot(redis_url: str, keys: Keys) -> AsyncIterator[HotState]:
+    async with hot_state(redis_url, keys) as opened:
+        yield opened
 
 
 async def report(
@@ -38,11 +52,15 @@ def text_of(state: DeviceState | None, attribute: str = "version") -> str:
     return state.versions[attribute].text
 
 
-async def test_an_unknown_device_is_none(devices: RedisDevices) -> None:
-    assert await devices.load_device("nobody") is None
+@pytest.mark.parametrize("identifier", ["nobody", "n" * 65])
+async def test_an_unknown_device_is_none(devices: RedisDevices, hot: HotState, identifier: str) -> None:
+    assert await devices.load_device(identifier) is None
+    assert await hot.loaded(identifier) is None
 
 
-async def test_a_report_of_an_unknown_device_writes_nothing(devices: RedisDevices, content: Content, hot: HotState) -> None:
+async def test_a_report_of_an_unknown_device_writes_nothing(
+    devices: RedisDevices, content: Content, hot: HotState
+) -> None:
     before = await content()
     assert await report(hot, "stranger", at=1, version="1.0") is None
     assert await report(hot, "stranger", at=1, type_="tracker", version="1.0") is None
@@ -56,6 +74,22 @@ async def test_a_report_is_answered_with_the_state_after_it(devices: RedisDevice
         identifier="d", device_type="tracker", versions={"version": ReportedVersion("1.0", 1_750_234_507_181)}
     )
     assert await devices.load_device("d") == state
+    assert await hot.loaded("d") == state
+
+
+async def test_the_hook_loads_a_device_without_its_open_offers_and_a_report_is_answered_with_them(
+    devices: RedisDevices, hot: HotState
+) -> None:
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    offer = offer_of("one")
+    await hot.record("d", offer)
+    state = await devices.load_device("d")
+    assert state is not None
+    assert state.open_offers == (offer,)
+    assert await hot.loaded("d") == replace(state, open_offers=())
+    told = await report(hot, "d", at=1, version="1.0")
+    assert told is not None
+    assert told.open_offers == (offer,)
 
 
 async def test_an_older_report_does_not_overwrite_a_newer_one(devices: RedisDevices, hot: HotState) -> None:
@@ -78,7 +112,9 @@ async def test_each_attribute_has_its_own_time(devices: RedisDevices, hot: HotSt
     assert (text_of(state), text_of(state, "mcu_version")) == ("2.0", "7")
 
 
-async def test_a_report_that_changes_nothing_writes_nothing(devices: RedisDevices, content: Content, hot: HotState) -> None:
+async def test_a_report_that_changes_nothing_writes_nothing(
+    devices: RedisDevices, content: Content, hot: HotState
+) -> None:
     await devices.put_device("d", "tracker", None)
     await report(hot, "d", at=1_000, version="1.0")
     before = await content()
@@ -86,12 +122,14 @@ async def test_a_report_that_changes_nothing_writes_nothing(devices: RedisDevice
     assert await content() == before
 
 
-async def test_an_unchanged_report_refreshes_a_time_that_is_far_behind(redis: Redis, keys: Keys, hot: HotState) -> None:
-    devices = RedisDevices(redis, keys, refresh_ms=60_000)
+async def test_an_unchanged_report_refreshes_a_time_that_is_far_behind(
+    redis_url: str, keys: Keys, devices: RedisDevices
+) -> None:
     await devices.put_device("d", "tracker", None)
-    await report(hot, "d", at=1_000, version="1.0")
-    await report(hot, "d", at=100_000, version="1.0")
-    assert text_of(await report(hot, "d", at=50_000, version="0.9")) == "1.0"
+    async with hot_state(redis_url, keys, refresh_ms=60_000) as hot:
+        await report(hot, "d", at=1_000, version="1.0")
+        await report(hot, "d", at=100_000, version="1.0")
+        assert text_of(await report(hot, "d", at=50_000, version="0.9")) == "1.0"
 
 
 async def test_only_what_the_type_keeps_is_stored(devices: RedisDevices, hot: HotState) -> None:
@@ -119,42 +157,46 @@ async def test_a_first_report_registers_where_told_so(devices: RedisDevices, hot
         identifier="new", device_type="tracker", versions={"version": ReportedVersion("1.0", 5)}
     )
     assert await devices.load_device("new") == state
+    assert await hot.loaded("new") == state
 
 
-async def test_a_type_that_does_not_exist_registers_nobody(devices: RedisDevices, content: Content, hot: HotState) -> None:
+async def test_a_type_that_does_not_exist_registers_nobody(
+    devices: RedisDevices, content: Content, hot: HotState
+) -> None:
     before = await content()
     assert await report(hot, "new", at=5, type_="unheard_of", register=True, version="1.0") is None
     assert await report(hot, "new", at=5, register=True, version="1.0") is None
     assert await content() == before
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1",
-        "1.0.0",
-        LONG,
-        "版本1",
-        "\U0001f680 1",
-        "a\x00b1",
-        "'1\"",
-        "1" * 63,
-        "1" * 64,
-        "1" * 65,
-        " 1 ",
-        "\ud800 1",
-        "+",
-        "",
-    ],
+TEXTS = (
+    "1",
+    "1.0.0",
+    LONG,
+    "版本1",
+    "\U0001f680 1",
+    "a\x00b1",
+    "'1\"",
+    "1" * 63,
+    "1" * 64,
+    "1" * 65,
+    " 1 ",
+    "\ud800 1",
+    "+",
+    "",
 )
+
+
 @pytest.mark.parametrize("identifier", ["d", "设备-1", "i" * 64, "i" * 65, "é" * 64])
 async def test_texts_of_any_kind_and_length_come_back_exactly(
-    devices: RedisDevices, identifier: str, text: str, hot: HotState
+    devices: RedisDevices, hot: HotState, identifier: str
 ) -> None:
-    await devices.put_device(identifier, "tracker", None)
-    assert text_of(await report(hot, identifier, at=1, version=text)) == text
-    assert text_of(await devices.load_device(identifier)) == text
-    assert [text_of(state) for state in [state async for state in devices.scan_devices()]] == [text]
+    for text in TEXTS:
+        await devices.put_device(identifier, "tracker", {})
+        assert text_of(await report(hot, identifier, at=1, version=text)) == text
+        assert text_of(await devices.load_device(identifier)) == text
+        assert text_of(await hot.loaded(identifier)) == text
+        assert [text_of(state) for state in [state async for state in devices.scan_devices()]] == [text]
 
 
 async def test_a_state_that_grows_and_shrinks_moves_between_the_hashes(
@@ -165,9 +207,11 @@ async def test_a_state_that_grows_and_shrinks_moves_between_the_hashes(
     assert await redis.hlen(keys.long_devices(bucket)) == 0
     await report(hot, "d", at=1, version=LONG)
     assert await redis.hget(keys.devices(bucket), "d") == b""
+    assert text_of(await hot.loaded("d")) == LONG
     await report(hot, "d", at=2, version="1.1")
     assert await redis.hlen(keys.long_devices(bucket)) == 0
     assert text_of(await devices.load_device("d")) == "1.1"
+    assert text_of(await hot.loaded("d")) == "1.1"
 
 
 async def test_long_states_and_identifiers_leave_the_bucket_compact(
@@ -254,6 +298,7 @@ async def test_a_deleted_device_leaves_nothing(
     assert await devices.delete_device("d") is True
     assert await devices.delete_device("d") is False
     assert await devices.load_device("d") is None
+    assert await hot.loaded("d") is None
     left = set(await content()) - set(before)
     assert left == {keys.counters("one").encode(), keys.counters("two").encode()}
     assert await offers.load_counters(["two"]) == {"two": {"offered": 1, "cancelled": 1}}
@@ -336,37 +381,82 @@ async def test_with_many_buckets_and_few_devices_a_scan_finds_them_all(redis: Re
     assert {state.identifier for state in (*first, *rest)} == names
 
 
-async def test_reports_at_once_keep_the_newest(redis_url: str, keys: Keys) -> None:
-    clients = [connect_redis(redis_url) for _ in range(4)]
-    stores = [RedisDevices(client, keys) for client in clients]
-    await stores[0].put_device("d", "tracker", None)
+async def test_reports_at_once_keep_the_newest(redis_url: str, keys: Keys, devices: RedisDevices) -> None:
+    await devices.put_device("d", "tracker", None)
     times = [(number * 37) % 200 for number in range(200)]
-    await asyncio.gather(*(report(stores[at % 4], "d", at=at + 1, version=f"v{at}") for at in times))
-    assert text_of(await stores[0].load_device("d")) == "v199"
-    for client in clients:
-        await client.aclose()
+    async with AsyncExitStack() as stack:
+        hooks = [await stack.enter_async_context(hot_state(redis_url, keys)) for _ in range(4)]
+        await asyncio.gather(*(report(hooks[at % 4], "d", at=at + 1, version=f"v{at}") for at in times))
+    assert text_of(await devices.load_device("d")) == "v199"
 
 
 async def test_a_changed_catalogue_changes_what_is_kept(devices: RedisDevices, hot: HotState) -> None:
     await devices.put_device("d", "gateway", None)
     assert (await report(hot, "d", at=1, mcu_version="1")) == DeviceState(identifier="d", device_type="gateway")
     wider = {"tracker": frozenset({"version"}), "gateway": frozenset({"version", "mcu_version"})}
-    state = await devices.store_report("d", {"mcu_version": "1"}, reported_at_ms=2, kept_by_type=wider)
+    state = await hot.stored(Report(device="d", versions={"mcu_version": "1"}, reported_at_ms=2), wider)
     assert text_of(state, "mcu_version") == "1"
 
 
-async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys, hot: HotState) -> None:
+async def test_a_redis_that_is_not_there_is_a_dependency_error(keys: Keys) -> None:
     client = connect_redis("unix:///nonexistent/redis.sock")
     devices = RedisDevices(client, keys)
     with pytest.raises(DependencyError):
         await devices.load_device("d")
     with pytest.raises(DependencyError):
-        await report(hot, "d", at=1, version="1")
-    with pytest.raises(DependencyError):
         await devices.put_device("d", "tracker", None)
     with pytest.raises(DependencyError):
         await devices.page_devices(cursor=None, limit=1)
     await client.aclose()
+
+
+async def test_to_the_hook_a_redis_that_is_not_there_is_a_dependency_error_at_once(keys: Keys) -> None:
+    async def locate() -> Address:
+        return Address(path="/nonexistent/redis.sock")
+
+    pipe = RedisPipe(locate)
+    await pipe.start()
+    hot = HotDevices(_OnePipe(pipe), keys)
+    with pytest.raises(DependencyError):
+        await loaded(hot, "d")
+    with pytest.raises(DependencyError):
+        await loaded(hot, "d" * 65)
+    with pytest.raises(DependencyError):
+        await stored(hot, Report(device="d", versions={"version": "1"}, reported_at_ms=1), KEPT)
+    await pipe.close()
+
+
+@pytest.mark.parametrize(
+    "packed", [b"\x00", b"\xc1", b"not msgpack", b"\x91", msgpack.packb(["tracker", "version"]), msgpack.packb([])]
+)
+async def test_a_state_that_can_not_be_read_is_that_devices_error_alone(
+    redis: Redis, keys: Keys, devices: RedisDevices, hot: HotState, packed: bytes
+) -> None:
+    await devices.put_device("d", "tracker", {"version": "1.0"})
+    await redis.hset(keys.devices(keys.bucket_of("broken")), "broken", packed)
+    await redis.hset(keys.devices(keys.bucket_of("i" * 60)), "i" * 60, b"")
+    await redis.hset(keys.long_devices(keys.bucket_of("i" * 60)), "i" * 60, packed)
+    connections = [pipe.connections for pipe in hot.all_pipes()]
+    answers = await asyncio.gather(
+        hot.loaded("d"),
+        hot.loaded("broken"),
+        hot.loaded("i" * 60),
+        report(hot, "broken", at=1),
+        hot.loaded("d"),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [DeviceState, *[DependencyError] * 3, DeviceState]
+    assert [pipe.connections for pipe in hot.all_pipes()] == connections
+
+
+class _OnePipe:
+    """hot.Pipes of one."""
+
+    def __init__(self, pipe: RedisPipe) -> None:
+        self._pipe = pipe
+
+    def of(self, key: str) -> RedisPipe:
+        return self._pipe
 
 
 @pytest.mark.single_redis

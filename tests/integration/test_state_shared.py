@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError
 from ota_hook.model import COMMAND_ID_LIMIT
 from ota_hook.ports import Begun, Replay
-from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.connection import Script, connect_redis
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
 from ota_hook.state.heartbeat import Heartbeat
+from ota_hook.state.hot import HotCommandIds
 from ota_hook.state.idempotency import ANSWER_MAX_BYTES, RedisIdempotency
 from ota_hook.state.keys import Keys
+from ota_hook.state.pipes import PipeSet
+from tests.integration.hot_state import answered, next_id, open_pipes
 from tests.integration.waiting import eventually
 
 # ---- format
@@ -74,73 +78,100 @@ async def test_a_refused_password_is_a_configuration_error_that_does_not_tell_it
 # ---- command ids
 
 
-async def test_ids_are_unique_positive_and_increasing_in_one_process(redis: Redis, keys: Keys) -> None:
-    ids = RedisCommandIds(redis, keys, block=10)
-    taken = [await ids.next_id() for _ in range(105)]
+class Ids:
+    """HotCommandIds on pipes of their own, as one hook process has them."""
+
+    def __init__(self, pipes: PipeSet, keys: Keys, block: int) -> None:
+        self.hot = HotCommandIds(pipes, keys, block=block)
+        self.hot.start()
+        self._pipe = pipes.of(keys.command_ids)
+
+    async def next(self) -> int:
+        return await next_id(self.hot, self._pipe)
+
+
+@asynccontextmanager
+async def command_ids(redis_url: str, keys: Keys, *, block: int) -> AsyncIterator[Ids]:
+    async with open_pipes(redis_url) as pipes:
+        ids = Ids(pipes, keys, block)
+        yield ids
+        ids.hot.close()
+
+
+async def test_ids_are_unique_positive_and_increasing_in_one_process(redis_url: str, keys: Keys) -> None:
+    async with command_ids(redis_url, keys, block=10) as ids:
+        taken = [await ids.next() for _ in range(105)]
     assert taken == sorted(set(taken))
     assert taken[0] > 0
-    await ids.close()
 
 
 async def test_ids_are_unique_over_processes_and_tasks(redis_url: str, keys: Keys) -> None:
-    clients = [connect_redis(redis_url) for _ in range(3)]
-    processes = [RedisCommandIds(client, keys, block=7) for client in clients]
-    taken = await asyncio.gather(*(ids.next_id() for _ in range(200) for ids in processes))
-    assert len(set(taken)) == 600
-    for ids, client in zip(processes, clients, strict=True):
-        await ids.close()
-        await client.aclose()
+    async with AsyncExitStack() as stack:
+        processes = [await stack.enter_async_context(command_ids(redis_url, keys, block=7)) for _ in range(3)]
+
+        async def take(ids: Ids) -> list[int]:
+            return [await ids.next() for _ in range(20)]
+
+        taken = await asyncio.gather(*(take(ids) for _ in range(10) for ids in processes))
+    assert len({number for numbers in taken for number in numbers}) == 600
 
 
 @pytest.mark.single_redis
-async def test_ids_inside_a_block_come_without_redis(redis: Redis, keys: Keys) -> None:
-    ids = RedisCommandIds(redis, keys, block=1_000)
-    first = await ids.next_id()
-    commands = await commands_processed(redis)
-    assert [await ids.next_id() for _ in range(400)] == list(range(first + 1, first + 401))
-    assert await commands_processed(redis) - commands <= 1  # the question itself
-    await ids.close()
+async def test_ids_inside_a_block_come_without_redis(redis: Redis, redis_url: str, keys: Keys) -> None:
+    async with command_ids(redis_url, keys, block=1_000) as ids:
+        first = await ids.next()
+        commands = await commands_processed(redis)
+        assert [ids.hot.next_id() for _ in range(400)] == list(range(first + 1, first + 401))
+        assert await commands_processed(redis) - commands <= 1  # the question itself
 
 
-async def test_an_id_without_redis_is_a_dependency_error_for_all_who_wait(keys: Keys) -> None:
-    client = connect_redis("unix:///nonexistent/redis.sock")
-    ids = RedisCommandIds(client, keys)
-    answers = await asyncio.gather(*(ids.next_id() for _ in range(5)), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [DependencyError] * 5
-    await ids.close()
-    await client.aclose()
+async def test_the_next_block_is_there_before_the_last_one_ends(redis_url: str, keys: Keys) -> None:
+    async with command_ids(redis_url, keys, block=100) as ids:
+        first = await ids.next()
+        for _ in range(55):
+            ids.hot.next_id()
+        assert await answered(ids._pipe, "PING") in {"PONG", b"PONG"}
+        assert [ids.hot.next_id() for _ in range(143)] == list(range(first + 56, first + 199))
 
 
-async def test_ids_continue_once_redis_is_back(redis: Redis, keys: Keys) -> None:
+async def test_an_id_without_redis_is_a_dependency_error_at_once(redis_url: str, keys: Keys) -> None:
+    async with open_pipes(redis_url) as pipes:
+        await pipes.close()
+        ids = HotCommandIds(pipes, keys)
+        ids.start()
+        for _ in range(5):
+            with pytest.raises(DependencyError):
+                ids.next_id()
+        ids.close()
+
+
+async def test_ids_continue_once_redis_is_back(redis: Redis, redis_url: str, keys: Keys) -> None:
     await redis.set(keys.command_ids, "not a number")
-    ids = RedisCommandIds(redis, keys, block=5)
-    with pytest.raises(DependencyError):
-        await ids.next_id()
-    await redis.delete(keys.command_ids)
-    assert await ids.next_id() == 1
-    await ids.close()
+    async with command_ids(redis_url, keys, block=5) as ids:
+        with pytest.raises(DependencyError):
+            await ids.next()
+        await redis.delete(keys.command_ids)
+        taken: list[int] = []
+
+        def is_back() -> bool:
+            try:
+                taken.append(ids.hot.next_id())
+            except DependencyError:
+                return False
+            return True
+
+        await eventually(is_back, what="the next id")
+    assert taken == [1]
 
 
-async def test_one_who_gives_up_does_not_take_the_block_from_the_others(redis: Redis, keys: Keys) -> None:
-    ids = RedisCommandIds(redis, keys, block=3)
-    impatient = asyncio.create_task(ids.next_id())
-    patient = asyncio.create_task(ids.next_id())
-    await asyncio.sleep(0)
-    impatient.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await impatient
-    assert await patient in {1, 2}
-    await ids.close()
-
-
-async def test_ids_stop_below_two_to_the_53(redis: Redis, keys: Keys) -> None:
+async def test_ids_stop_below_two_to_the_53(redis: Redis, redis_url: str, keys: Keys) -> None:
     await redis.set(keys.command_ids, COMMAND_ID_LIMIT - 11)
-    ids = RedisCommandIds(redis, keys, block=10)
-    taken = [await ids.next_id() for _ in range(10)]
-    assert max(taken) == COMMAND_ID_LIMIT - 1
-    with pytest.raises(DependencyError, match="used up"):
-        await ids.next_id()
-    await ids.close()
+    async with command_ids(redis_url, keys, block=10) as ids:
+        taken = [await ids.next() for _ in range(10)]
+        assert max(taken) == COMMAND_ID_LIMIT - 1
+        with structlog.testing.capture_logs() as said, pytest.raises(DependencyError):
+            await ids.next()
+    assert "command_ids_used_up" in {line["event"] for line in said}
 
 
 # ---- idempotency
