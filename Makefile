@@ -1,7 +1,7 @@
 # Bare `make` lists the targets. Each brings what it needs; run twice, nothing is done twice.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test test-nightly lint format lock clean
+.PHONY: help build demo serve test test-nightly fuzz lint format lock clean
 MAKEFLAGS += --no-print-directory
 
 # The first Python >= 3.11 that runs.
@@ -28,11 +28,14 @@ test: build ## every test that a fresh machine can run (TEST_ARGS="-k name" for 
 test-nightly: build ## the property tests with 100,000 examples each; takes an hour
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property --timeout=0 $(TEST_ARGS)
 
+fuzz: build ## libFuzzer against the codec (FUZZ_RUNS=5000000)
+	@tests/fuzz/run.sh $(FUZZ_RUNS)
+
 lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codespell
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
-	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook.exhook._session --concise
+	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook.exhook._codec ota_hook.exhook._session --concise
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ota_hook
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell

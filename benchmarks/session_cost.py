@@ -2,9 +2,9 @@
 
     python benchmarks/session_cost.py [--calls 500000] [--instructions]
 
-Both read the same recorded connection from memory and answer every call with IGNORE: 50 calls a read, as the broker sends
-them with 64-byte payloads. No sockets and no event loop. `--instructions` counts with valgrind's callgrind instead of
-timing. The answers are checked byte for byte against each other before anything is timed.
+Both read the same recorded connection from memory and answer every call with IGNORE: 50 calls a read, as the broker
+sends them with 64-byte payloads. No sockets and no event loop. `--instructions` counts with callgrind instead of
+timing. A round in which the two answered different numbers of calls or bytes ends the run.
 """
 
 from __future__ import annotations

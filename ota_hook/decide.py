@@ -6,15 +6,14 @@ Pure: nothing here waits, logs or counts. The provider carries the decisions out
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ota_hook._matcher import version_key
 from ota_hook.model import DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
 from ota_hook.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class OfferUpdate:
+class OfferUpdate(NamedTuple):
     """Tell the device of `firmware`, and note the offer. The answer to one matching rule."""
 
     rule: Rule
@@ -23,8 +22,7 @@ class OfferUpdate:
     from_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerNoUpgrade:
+class AnswerNoUpgrade(NamedTuple):
     """Tell the device that nothing is newer for `module`. The answer to one matching rule."""
 
     module: str
@@ -32,15 +30,13 @@ class AnswerNoUpgrade:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StaySilent:
+class StaySilent(NamedTuple):
     """Change nothing about the message. `reason` is one of a fixed few words."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SettleOffer:
+class SettleOffer(NamedTuple):
     """Close an open offer with its outcome."""
 
     offer: OpenOffer

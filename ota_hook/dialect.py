@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, NoReturn
 
 import orjson
@@ -47,6 +48,7 @@ BUILT_IN_DIALECTS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 _PLACEHOLDERS: Final = frozenset({"device", "device_type", "clientid", "username"})
+_PUBLISHABLE: Final = re.compile(r"[^+#\0]+")
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
 
 
@@ -85,6 +87,14 @@ class Template:
     def fill(self, values: Mapping[str, str]) -> str:
         return "/".join(values[text] if placeholder else text for placeholder, text in self.levels)
 
+    @property
+    def around_device(self) -> tuple[str, str] | None:
+        """What stands before and behind the device, where the template names nothing else; else None."""
+        if [text for is_placeholder, text in self.levels if is_placeholder] != ["device"]:
+            return None
+        before, behind = self.fill({"device": "\0"}).split("\0")
+        return before, behind
+
     def overlaps(self, other: Template) -> bool:
         """Whether some topic matches both."""
         return len(self.levels) == len(other.levels) and all(
@@ -102,19 +112,21 @@ class Address(NamedTuple):
     username: str
 
 
-@dataclass(frozen=True, slots=True)
 class Dialect:
     """A family of topic templates."""
 
-    name: str
-    templates: Mapping[Channel, Template]
+    __slots__ = ("_around", "_around_command", "_hooked", "name", "templates")
 
-    @property
-    def hooked(self) -> tuple[tuple[Channel, Template], ...]:
-        """The channels that are read, with their templates."""
-        return (
-            (Channel.ATTRIBUTES, self.templates[Channel.ATTRIBUTES]),
-            (Channel.EVENT_REPORT, self.templates[Channel.EVENT_REPORT]),
+    def __init__(self, name: str, templates: Mapping[Channel, Template]) -> None:
+        self.name = name
+        self.templates = templates
+        self._hooked = tuple((channel, templates[channel]) for channel in HOOKED_CHANNELS)
+        self._around_command = templates[Channel.COMMAND_SEND].around_device
+        # Most dialects name nothing but the device: then a topic is what its connection may say, or it is not.
+        self._around = tuple(
+            (channel, *template.around_device)
+            for channel, template in self._hooked
+            if template.around_device is not None
         )
 
     @property
@@ -127,8 +139,11 @@ class Dialect:
 
         BadMessage where the topic speaks for another than the connection's own identity, or for none that can be one.
         """
+        for around_channel, before, behind in self._around:
+            if topic == before + identity + behind and is_direct_identifier(identity):
+                return Address(around_channel, identity, None, clientid, username)
         levels = topic.split("/")
-        for channel, template in self.hooked:
+        for channel, template in self._hooked:
             values = template.match(levels)
             if values is None:
                 continue
@@ -142,7 +157,11 @@ class Dialect:
 
     def command_topic(self, address: Address, device_type: str) -> str:
         """Where that device's commands go, mountpoint included. BadMessage where no topic can say it."""
-        topic = self.templates[Channel.COMMAND_SEND].fill({**address._asdict(), "device_type": device_type})
+        if self._around_command is not None:
+            before, behind = self._around_command
+            topic = before + address.device + behind
+        else:
+            topic = self.templates[Channel.COMMAND_SEND].fill({**address._asdict(), "device_type": device_type})
         if not is_publishable(topic):
             raise BadMessage("topic_unusable")
         return topic
@@ -151,9 +170,9 @@ class Dialect:
 def is_publishable(topic: str) -> bool:
     """Whether the broker survives publishing to `topic`: no wildcard (it crashes the publisher's connection), no NUL,
     1 to 65,535 bytes (longer kills the subscriber's connection)."""
-    if not topic or any(c in topic for c in "+#\0"):
-        return False
-    return len(topic.encode("utf-8", "surrogatepass")) <= TOPIC_MAX_BYTES
+    return _PUBLISHABLE.fullmatch(topic) is not None and (
+        len(topic) * 4 <= TOPIC_MAX_BYTES or len(topic.encode("utf-8", "surrogatepass")) <= TOPIC_MAX_BYTES
+    )
 
 
 def parse_dialect(name: str, templates: Mapping[str, str]) -> Dialect:
@@ -220,8 +239,18 @@ def _parse_object(payload: bytes) -> dict[str, Any]:
     return document
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedVersions:
+def _parse_quickly(payload: bytes) -> dict[str, Any]:
+    """`_parse_object`, but numbers are int or float where the payload is one that orjson takes (it is stricter)."""
+    try:
+        document = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return _parse_object(payload)
+    if not isinstance(document, dict):
+        raise BadMessage("not_an_object")
+    return document
+
+
+class ReportedVersions(NamedTuple):
     """The usable versions of one report by attribute, and how many values of version attributes were bad."""
 
     versions: Mapping[str, str]
@@ -230,13 +259,15 @@ class ReportedVersions:
 
 def parse_attributes(payload: bytes, version_attributes: Iterable[str]) -> ReportedVersions:
     """The versions in a report of a direct device; other attributes are not looked at."""
-    document = _parse_object(payload)
+    document = _parse_quickly(payload)
     versions: dict[str, str] = {}
     bad_values = 0
     for attribute in version_attributes:
         value = document.get(attribute)
         if value is None:
             continue
+        if type(value) in {int, float}:  # its spelling counts, which the quick parser does not keep
+            value = _parse_object(payload)[attribute]
         text = read_version(value)
         if text is None:
             bad_values += 1
@@ -263,11 +294,11 @@ def read_version(value: object) -> str | None:
 
 def parse_event(payload: bytes) -> str:
     """The event's name (`method`) in an event of a direct device."""
-    document = _parse_object(payload)
+    document = _parse_quickly(payload)
     method, event_id = document.get("method"), document.get("id")
     if not isinstance(method, str) or isinstance(method, NumberText) or not method:
         raise BadMessage("no_method")
-    if not (event_id is None or isinstance(event_id, str)):
+    if isinstance(event_id, bool) or not (event_id is None or isinstance(event_id, (str, int, float))):
         raise BadMessage("bad_id")
     return method
 
@@ -293,7 +324,13 @@ def upgrade_command(firmware: Firmware, *, url: str, command_id: int, extras: tu
 
 def no_upgrade_command(module: str, *, command_id: int) -> bytes:
     """The answer to a check where nothing is newer. Never pushed: some devices update on any `otaUpgrade`."""
-    return _command({"module": module, "upgrade": False}, command_id)
+    return _before_no_upgrade_id(module) + b"%d}" % command_id
+
+
+@lru_cache(maxsize=1024)
+def _before_no_upgrade_id(module: str) -> bytes:
+    """Everything of that command before its id, which is its last value."""
+    return _command({"module": module, "upgrade": False}, 0).removesuffix(b"0}")
 
 
 def _command(params: dict[str, object], command_id: int) -> bytes:

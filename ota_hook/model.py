@@ -5,10 +5,12 @@ Pure: no I/O, no clock, no settings. Times are epoch milliseconds. Identifiers a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 IDENTIFIER_MAX_BYTES: Final = 128
 VERSION_MAX_BYTES: Final = 128
@@ -19,17 +21,17 @@ COMMAND_ID_LIMIT: Final = 2**53
 OFFER_COMMAND_IDS: Final = 4
 """Of an offer that was repeated, so many command ids are accepted in replies, the newest."""
 
-_FORBIDDEN_IN_IDENTIFIER: Final = frozenset("/+#%")
+_IDENTIFIER: Final = re.compile(r"[^/+#%\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_ALWAYS_SHORT: Final = IDENTIFIER_MAX_BYTES // 4
+"""So many characters fit, whatever they are."""
 
 
 def is_direct_identifier(text: str) -> bool:
     """Whether `text` can identify a direct device: 1 to 128 bytes of UTF-8 without `/ + # %` and control characters."""
-    if not text or any(c in _FORBIDDEN_IN_IDENTIFIER or c < " " or "\x7f" <= c <= "\x9f" for c in text):
-        return False
-    try:
-        return len(text.encode()) <= IDENTIFIER_MAX_BYTES
-    except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
-        return False
+    # Surrogates: JSON can spell a lone one, which UTF-8 can't hold.
+    return _IDENTIFIER.fullmatch(text) is not None and (
+        len(text) <= _ALWAYS_SHORT or len(text.encode()) <= IDENTIFIER_MAX_BYTES
+    )
 
 
 class VersionScheme(StrEnum):
@@ -132,8 +134,7 @@ class CatalogueChange:
     document: DeviceType | Rule | Firmware | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedVersion:
+class ReportedVersion(NamedTuple):
     """One version attribute as last reported. `reported_at_ms` is the broker's time, 0 for one set by an operator."""
 
     text: str
@@ -176,11 +177,10 @@ class SettledOffer:
     code: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceState:
+class DeviceState(NamedTuple):
     """What Redis knows of one device."""
 
     identifier: str
     device_type: str
-    versions: Mapping[str, ReportedVersion] = field(default_factory=dict)
+    versions: Mapping[str, ReportedVersion] = MappingProxyType({})
     open_offers: tuple[OpenOffer, ...] = ()

@@ -71,7 +71,7 @@ class MemoryDevices:
 
     def load_device(self, identifier: str, done: DeviceDone) -> None:
         device = self.devices.get(identifier)
-        done(AWAY if self.failing else replace(device, open_offers=()) if device is not None else None)
+        done(AWAY if self.failing else device._replace(open_offers=()) if device is not None else None)
 
     def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
         if self.failing:
@@ -90,7 +90,7 @@ class MemoryDevices:
                 stored is None or report.reported_at_ms >= stored.reported_at_ms
             ):
                 merged[attribute] = ReportedVersion(text, report.reported_at_ms)
-        self.devices[report.device] = replace(device, versions=merged)
+        self.devices[report.device] = device._replace(versions=merged)
         done(self.devices[report.device])
 
 
@@ -107,7 +107,7 @@ class MemoryOffers:
         repeated = [o for o in device.open_offers if o.module == offer.module and o.firmware_id == offer.firmware_id]
         if repeated:
             offer = replace(offer, command_ids=(*repeated[0].command_ids, *offer.command_ids)[-4:])
-        self.devices.devices[identifier] = replace(device, open_offers=(*others, offer))
+        self.devices.devices[identifier] = device._replace(open_offers=(*others, offer))
 
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
@@ -116,7 +116,7 @@ class MemoryOffers:
         if offer not in device.open_offers:
             return
         rest = tuple(o for o in device.open_offers if o != offer)
-        self.devices.devices[identifier] = replace(device, open_offers=rest)
+        self.devices.devices[identifier] = device._replace(open_offers=rest)
         self.settled.append(
             (identifier, SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code))
         )

@@ -1,4 +1,4 @@
-"""The peer's side of a gRPC connection as raw bytes, on `h2`: another implementation of HTTP/2 than the one under test."""
+"""The peer's side of a gRPC connection as raw bytes, on `h2`: another HTTP/2 than the one under test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Speaker(Protocol):
 
 
 def broker_headers(path: str = PUBLISH, **changes: str | None) -> Headers:
-    """What the broker sends with a call; `changes` by name, `_` for `-`, `_method` for `:method`, None leaves one out."""
+    """What the broker sends with a call. `changes`: `_` for `-`, `_method` for `:method`, None leaves one out."""
     headers: dict[str, str | None] = {
         ":method": "POST",
         ":scheme": "http",
@@ -163,6 +163,11 @@ def frames(data: bytes) -> list[Frame]:
         found.append(frame)
         view = view[9 + length :]
     return found
+
+
+def kinds(data: bytes) -> list[str]:
+    """The names of those frames: "HEADERS", "DATA", …"""
+    return [type(frame).__name__.removesuffix("Frame").upper() for frame in frames(data)]
 
 
 def _pairs(headers: Iterable[tuple[bytes | str, bytes | str]] | None) -> dict[str, str]:

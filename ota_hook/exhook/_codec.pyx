@@ -60,8 +60,6 @@ cdef enum AnswerTag:
     ANSWER_MESSAGE = 4 << 3 | LENGTH_DELIMITED
 
 cdef enum:
-    META_STRINGS = 4  # RequestMeta's fields are strings, numbered 1 to 4
-    PROPERTY_STRINGS = 2
     STOP_AND_RETURN = 2
     # 256 MiB: MQTT has no longer message, and past five bytes protobuf has rules of its own for a length.
     LENGTH_MAX_BYTES = 4
@@ -193,11 +191,8 @@ cdef bint _read_request(Reader *reader, Fields *fields) noexcept nogil:
         if tag == REQUEST_MESSAGE:
             if not _read_message(&body, fields):
                 return False
-        elif tag == REQUEST_META:
-            if not _pass_strings(&body, META_STRINGS):
-                return False
-        elif tag == REQUEST_PROPS or tag == REQUEST_USER_PROPS:
-            if not _pass_strings(&body, PROPERTY_STRINGS):
+        elif tag == REQUEST_META or tag == REQUEST_PROPS or tag == REQUEST_USER_PROPS:
+            if not _pass_strings(&body):
                 return False
         else:
             return False
@@ -248,17 +243,17 @@ cdef bint _read_header(const Span *entry, Fields *fields) noexcept nogil:
     if key.size == 8 and memcmp(key.data, b"username", 8) == 0:
         if fields.username.data != NULL:
             return False
-        fields.username = value if value.data != NULL else Span(entry.data, 0)
+        fields.username = value
         return True
     return _is_ascii(&key) and _is_ascii(&value)
 
 
-cdef bint _pass_strings(const Span *body, int strings) noexcept nogil:
-    """Whether nothing but strings of ASCII is in it, in fields numbered 1 to `strings`."""
+cdef bint _pass_strings(const Span *body) noexcept nogil:
+    """Whether nothing but ASCII is in it, in fields numbered 1 to 15: sound as text, and as a field unknown to us."""
     cdef Reader reader = Reader(body.data, body.data + body.size)
     cdef unsigned char tag
     while _take_tag(&reader, &tag):
-        if tag & 7 != LENGTH_DELIMITED or not 1 <= tag >> 3 <= strings or not _take_ascii(&reader):
+        if tag & 7 != LENGTH_DELIMITED or not 1 <= tag >> 3 <= 15 or not _take_ascii(&reader):
             return False
     return True
 

@@ -15,13 +15,16 @@ Errors of a call are trailers-only answers: no conforming peer ever sees a RST_S
 """
 
 from types import GenericAlias
-from typing import Any, Generic, TypeVar, final
+from typing import Generic, Never, Self, TypeVar, final
 
 _Route = TypeVar("_Route")
 
 @final
 class Call(Generic[_Route]):
     """One whole request. Answered once, by `respond` or `fail`, even when the peer has reset it."""
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None:
+        """TypeError: calls come from `Session.receive`."""
 
     @property
     def route(self) -> _Route:
@@ -37,14 +40,14 @@ class Call(Generic[_Route]):
     def timeout_ms(self) -> int | None:
         """The peer's grpc-timeout, rounded up; None where it sent none, or one that can't be read."""
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
 
 @final
 class Session(Generic[_Route]):
     """One connection. Holds no more than its bounds, whatever the peer does; not for use by two threads at once."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         routes: dict[bytes, _Route],
         *,
         max_message_bytes: int = 4194304,
@@ -52,7 +55,7 @@ class Session(Generic[_Route]):
         max_request_bytes: int = 8388608,
         max_answer_bytes: int = 1048576,
         retire_at_stream_id: int = 1073741824,
-    ) -> None:
+    ) -> Self:
         """`routes`: path, like b"/emqx.exhook.v2.HookProvider/OnMessagePublish", to what its calls carry; kept, not
         copied, so one table serves every connection.
 
@@ -76,7 +79,7 @@ class Session(Generic[_Route]):
         """
 
     def fail(self, call: Call[_Route], status: int, message: str = "") -> None:
-        """Answer with a gRPC status from 1 to 16 and a text, of which the first 1,024 characters are sent. As `respond`."""
+        """Answer with a gRPC status from 1 to 16 and a text, cut after 1,024 characters. Otherwise as `respond`."""
 
     def data_to_send(self) -> bytes:
         """The next piece, 64 KiB at most; empty when there is nothing that may be sent now."""
@@ -113,4 +116,4 @@ class Session(Generic[_Route]):
     def buffered_bytes(self) -> int:
         """What the bounds count at this moment, for metrics."""
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...

@@ -126,8 +126,8 @@ cdef extern from "nghttp2/nghttp2.h":
 
 cdef extern from *:
     """
-    /* A bound on rapid resets came with nghttp2 1.57; distributions carry it back. Where it isn't there the session's own
-       bound on unanswered calls still holds. */
+    /* A bound on rapid resets came with nghttp2 1.57; distributions carry it back. Where it isn't there the session's
+       own bound on unanswered calls still holds. */
     extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
         __attribute__((weak));
     static void limit_stream_resets(nghttp2_option *option, uint64_t burst, uint64_t rate) {
@@ -196,14 +196,14 @@ cdef nghttp2_session_callbacks* _callbacks = NULL
 cdef nghttp2_option* _option = NULL
 cdef nghttp2_nv[2] _ANSWER_HEAD
 cdef nghttp2_nv[1] _ANSWER_TRAILER
-# One for all sessions: filled and copied out within one call, under the interpreter's lock, with no Python code between.
+# One for all sessions: filled and copied out within one call under the interpreter's lock, with no Python code between.
 cdef uint8_t[PIECE_BYTES] _piece
 cdef uint64_t _last_serial = 0
 
 
 @cython.final
 @cython.freelist(256)
-@cython.no_gc  # it refers to bytes and to the table's entry, which can't refer back; untracked it costs the collector nothing
+@cython.no_gc  # it refers to bytes and to the table's entry, which don't refer back: nothing for the collector to do
 cdef class Call:
     cdef readonly object route
     cdef readonly bytes message

@@ -129,7 +129,7 @@ class HookProvider:
         """
         self._metrics.calls[method] += 1
         if method == "OnMessagePublish":
-            _Answering(self._metrics, respond).run(self._on_publish, request, self._fault)
+            self._on_publish(request, respond)
         elif method == "OnProviderLoaded":
             respond(self._hooks(request))
         else:
@@ -159,50 +159,62 @@ class HookProvider:
         spec = HookSpec(name="message.publish", topics=self._dialect.topic_filters)
         return LoadedResponse(hooks=[spec]).SerializeToString()
 
-    def _fault(self) -> None:
+    def _finish(self, respond: Respond, started_s: float, answer: bytes) -> None:
+        self._metrics.observe_answer(time.perf_counter() - started_s)
+        respond(answer)
+
+    def _finish_faulty(self, respond: Respond, started_s: float) -> None:
         # A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric.
         self._metrics.unanswered["fault"] += 1
         self._log.exception("provider_fault")
+        self._finish(respond, started_s, IGNORE)
 
     def _failed(self, error: DependencyError) -> None:
         self._metrics.unanswered["dependency"] += 1
         if self._sampled.take("dependency"):
             self._log.warning("dependency_failed", problem=str(error))
 
-    def _on_publish(self, request: bytes, answering: _Answering) -> None:
+    def _on_publish(self, request: bytes, respond: Respond) -> None:
+        started_s = time.perf_counter()
         publish = read_publish(request)
         if publish is None:
             self._metrics.bad_messages["not_protobuf"] += 1
-            answering.finish(IGNORE)
+            self._finish(respond, started_s, IGNORE)
             return
         identity = publish.username if self._by_username else publish.clientid
+        ask = None
         try:
             address = self._dialect.recognise(
                 publish.topic, identity=identity, clientid=publish.clientid, username=publish.username
             )
-            if address is None:
-                answering.finish(IGNORE)
-            elif address.channel is Channel.ATTRIBUTES:
-                self._on_report(address, publish, answering)
-            else:
-                self._on_event(address, publish, answering)
+            if address is not None:
+                read = self._read_report if address.channel is Channel.ATTRIBUTES else self._read_check
+                ask = read(address, publish, respond, started_s)
+            if ask is not None:
+                ask()
+                return
         except BadMessage as exc:
             self._metrics.bad_messages[exc.reason] += 1
             if self._sampled.take(exc.reason):
                 self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=publish.topic[:256])
-            answering.finish(IGNORE)
+        except Exception:  # noqa: BLE001 - logged there
+            self._finish_faulty(respond, started_s)
+            return
+        self._finish(respond, started_s, IGNORE)
 
     # ---- reports
 
-    def _on_report(self, address: Address, publish: Publish, answering: _Answering) -> None:
+    def _read_report(
+        self, address: Address, publish: Publish, respond: Respond, started_s: float
+    ) -> Callable[[], None] | None:
+        """How to ask Redis, None where there is nothing to ask. What is asked answers the call."""
         snapshot = self._snapshots.current
         parsed = parse_attributes(publish.payload, snapshot.kept_attributes)
         if parsed.bad_values:
             self._metrics.bad_messages["bad_version"] += parsed.bad_values
         if not parsed.versions:
             self._metrics.reports["no_version"] += 1
-            answering.finish(IGNORE)
-            return
+            return None
         now_ms = self._clock_ms()
         sent_ms = publish.timestamp_ms
         registering = snapshot.types.get(address.device_type) if address.device_type is not None else None
@@ -215,19 +227,24 @@ class HookProvider:
         )
         if address.device in self._late_reports:
             self._late_reports.add(report)
-            answering.finish(IGNORE)
-            return
+            return None
+        stored = partial(self._report_stored, respond, started_s, report)
+        return partial(self._devices.store_report, report, snapshot.kept_by_type, stored)
 
-        def stored(device: DeviceState | DependencyError | None) -> None:
+    def _report_stored(
+        self, respond: Respond, started_s: float, report: Report, device: DeviceState | DependencyError | None
+    ) -> None:
+        try:
             if isinstance(device, DependencyError):
                 # The broker acknowledges the report to the device all the same, so it is kept.
                 self._failed(device)
                 self._late_reports.add(report)
             else:
                 self._settle(report, device)
-            answering.finish(IGNORE)
-
-        self._devices.store_report(report, snapshot.kept_by_type, answering.guard(stored, self._fault))
+        except Exception:  # noqa: BLE001 - logged there
+            self._finish_faulty(respond, started_s)
+            return
+        self._finish(respond, started_s, IGNORE)
 
     def _store_late(self, report: Report, settled: Callable[[bool], None]) -> None:
         def stored(device: DeviceState | DependencyError | None) -> None:
@@ -257,26 +274,40 @@ class HookProvider:
 
     # ---- checks
 
-    def _on_event(self, address: Address, publish: Publish, answering: _Answering) -> None:
+    def _read_check(
+        self, address: Address, publish: Publish, respond: Respond, started_s: float
+    ) -> Callable[[], None] | None:
+        """How to ask Redis, None where there is nothing to ask. What is asked answers the call."""
         event = parse_event(publish.payload)
         if event not in self._snapshots.current.events:
             self._metrics.checks["no_rule"] += 1
-            answering.finish(IGNORE)
-            return
+            return None
         if address.device in self._late_reports:
             # What is stored is older than what the device said last: no answer is better than a wrong one.
             self._metrics.checks["late_report"] += 1
-            answering.finish(IGNORE)
-            return
+            return None
+        loaded = partial(self._device_loaded, respond, started_s, address, event, publish.qos)
+        return partial(self._devices.load_device, address.device, loaded)
 
-        def loaded(device: DeviceState | DependencyError | None) -> None:
+    def _device_loaded(  # noqa: PLR0917 - bound ahead, by place
+        self,
+        respond: Respond,
+        started_s: float,
+        address: Address,
+        event: str,
+        qos: int,
+        device: DeviceState | DependencyError | None,
+    ) -> None:
+        try:
             if isinstance(device, DependencyError):
                 self._failed(device)
-                answering.finish(IGNORE)
+                answer = IGNORE
             else:
-                answering.finish(self._answer_check(address, event, publish.qos, device))
-
-        self._devices.load_device(address.device, answering.guard(loaded, self._fault))
+                answer = self._answer_check(address, event, qos, device)
+        except Exception:  # noqa: BLE001 - logged there
+            self._finish_faulty(respond, started_s)
+            return
+        self._finish(respond, started_s, answer)
 
     def _answer_check(self, address: Address, event: str, qos: int, device: DeviceState | None) -> bytes:
         """The event rewritten into the first answer; the others are published."""
@@ -353,46 +384,6 @@ class HookProvider:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-class _Answering:
-    """One publish on its way to its answer: answered once, and timed. A fault on the way is an IGNORE."""
-
-    __slots__ = ("_metrics", "_respond", "_started")
-
-    def __init__(self, metrics: HookMetrics, respond: Respond) -> None:
-        self._metrics = metrics
-        self._respond: Respond | None = respond
-        self._started = time.perf_counter()
-
-    def run(self, work: Callable[[bytes, _Answering], None], request: bytes, on_fault: Callable[[], None]) -> None:
-        try:
-            work(request, self)
-        except Exception:  # noqa: BLE001 - on_fault logs it
-            on_fault()
-            self.finish(IGNORE)
-
-    def guard(self, done: _DeviceDone, on_fault: Callable[[], None]) -> _DeviceDone:
-        """`done`, made safe to hand to a port."""
-        return partial(self._guarded, done, on_fault)
-
-    def _guarded(
-        self, done: _DeviceDone, on_fault: Callable[[], None], device: DeviceState | DependencyError | None
-    ) -> None:
-        try:
-            done(device)
-        except Exception:  # noqa: BLE001 - on_fault logs it
-            on_fault()
-            self.finish(IGNORE)
-
-    def finish(self, answer: bytes) -> None:
-        respond, self._respond = self._respond, None
-        if respond is not None:
-            self._metrics.observe_answer(time.perf_counter() - self._started)
-            respond(answer)
-
-
-_DeviceDone = Callable[[DeviceState | DependencyError | None], None]
 
 
 def rewrite(topic: str, payload: bytes, qos: int) -> bytes:

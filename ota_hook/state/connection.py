@@ -7,13 +7,21 @@ told a command's key, and its pipelines go to several servers.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004 - redis-py's
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 
 from ota_hook.errors import DependencyError
 from ota_hook.state.primaries import Address, Primaries
@@ -28,6 +36,7 @@ __all__ = [
     "Command",
     "RedisClient",
     "Script",
+    "ask_primaries",
     "connect_redis",
     "list_primaries",
     "redis_errors",
@@ -38,6 +47,8 @@ __all__ = [
 
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 DEFAULT_CONNECTIONS: Final = 32
+
+_Answer = TypeVar("_Answer")
 
 RedisClient = Redis | RoutedRedis
 """A single Redis is redis-py's own client: nothing stands between it and the callers."""
@@ -95,6 +106,28 @@ async def run_commands(redis: RedisClient, commands: Sequence[Command]) -> list[
 async def list_primaries(redis: RedisClient) -> list[Redis]:
     """The client of each primary, for what is asked of servers and not of keys. Raises what redis-py raises."""
     return await redis.all_primaries() if isinstance(redis, RoutedRedis) else [redis]
+
+
+async def ask_primaries(redis: RedisClient, ask: Callable[[Redis], Awaitable[_Answer]]) -> list[_Answer]:
+    """Ask each primary something about itself, all at once. One that is away is left out: its keys are away as well.
+
+    Raises what redis-py raises where none answers, where one refuses the login, and what `ask` itself raises.
+    """
+    asked = await asyncio.gather(*map(ask, await list_primaries(redis)), return_exceptions=True)
+    answers: list[_Answer] = []
+    away: BaseException | None = None
+    for answer in asked:
+        if not isinstance(answer, BaseException):
+            answers.append(answer)
+        elif isinstance(answer, AuthenticationError) or not isinstance(
+            answer, ConnectionError | TimeoutError | OSError
+        ):
+            raise answer
+        else:
+            away = answer
+    if away is not None and not answers:
+        raise away
+    return answers
 
 
 class Script:

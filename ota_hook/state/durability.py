@@ -17,7 +17,7 @@ from ota_hook.state.connection import (
     Command,
     RedisClient,
     Script,
-    list_primaries,
+    ask_primaries,
     redis_errors,
     run_command,
     run_pipelined,
@@ -48,8 +48,7 @@ class DurableWriter:
         """
         with redis_errors("writing"):
             if self._reaches_disk is None:
-                primaries = await list_primaries(self._redis)
-                self._reaches_disk = all([await _can_wait_for_disk(primary) for primary in primaries])
+                self._reaches_disk = all(await ask_primaries(self._redis, _can_wait_for_disk))
             waits: list[Command] = []
             if self._reaches_disk:
                 waits.append(("WAITAOF", 1, 0, self._wait_ms))
@@ -96,14 +95,13 @@ async def list_risks(redis: RedisClient) -> list[str]:
     Of several primaries, each sentence once: they are usually configured alike.
     """
     with redis_errors("reading the server's facts"):
-        risks = [risk for primary in await list_primaries(redis) for risk in await _list_risks_of(primary)]
-    return list(dict.fromkeys(risks))
+        found = await ask_primaries(redis, _list_risks_of)
+    return list(dict.fromkeys(risk for risks in found for risk in risks))
 
 
 async def _list_risks_of(redis: Redis) -> list[str]:
-    with redis_errors("reading the server's facts"):
-        persistence = await redis.info("persistence")
-        memory = await redis.info("memory")
+    persistence = await redis.info("persistence")
+    memory = await redis.info("memory")
     risks = []
     if not persistence.get("aof_enabled"):
         risks.append(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from ota_hook.errors import ConfigurationError
-from ota_hook.state.connection import RedisClient, Script, list_primaries, redis_errors
+from ota_hook.state.connection import RedisClient, Script, ask_primaries, redis_errors
 from ota_hook.state.keys import BUCKETS_MAX, DEFAULT_BUCKETS, DEFAULT_PREFIX, Keys, checked_prefix, meta_key
 
 FORMAT: Final = 1
@@ -35,7 +36,7 @@ async def open_layout(redis: RedisClient, *, prefix: str = DEFAULT_PREFIX, bucke
         raise ConfigurationError(f"The number of buckets must be from 1 to {BUCKETS_MAX}.")
     with redis_errors("reading the format of its data"):
         try:
-            await _refuse_old_server(redis)
+            await ask_primaries(redis, _refuse_old_server)
             stored = await _OPEN.run(redis, [meta], [FORMAT, buckets])
         except RedisError as exc:
             # Over a unix socket redis-py wraps the refusal once more.
@@ -59,12 +60,11 @@ def _layout(prefix: str, stored_format: bytes, stored_buckets: bytes | None) -> 
     return Keys(prefix, buckets)
 
 
-async def _refuse_old_server(redis: RedisClient) -> None:
-    for primary in await list_primaries(redis):
-        try:
-            version = str((await primary.info("server")).get("redis_version", ""))
-        except NoPermissionError:  # it says nothing of itself; the scripts will show what it can
-            continue
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers < _OLDEST_REDIS:
-            raise ConfigurationError(f"This Redis is {version or 'of an unknown version'}; it must be 6.2 or newer.")
+async def _refuse_old_server(redis: Redis) -> None:
+    try:
+        version = str((await redis.info("server")).get("redis_version", ""))
+    except NoPermissionError:  # it says nothing of itself; the scripts will show what it can
+        return
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < _OLDEST_REDIS:
+        raise ConfigurationError(f"This Redis is {version or 'of an unknown version'}; it must be 6.2 or newer.")

@@ -19,7 +19,7 @@ from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports import DeviceDone, Report
 from ota_hook.state.connection import Argument, Script
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, REPORT, keepers_by_attribute, report_arguments
-from ota_hook.state.keys import Keys, as_bytes
+from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
@@ -77,8 +77,8 @@ class HotDevices:
 
     def load_device(self, identifier: str, done: DeviceDone) -> None:
         """See ports.DeviceStates. A second round trip for the few whose state does not fit the compact hash."""
-        name = as_bytes(identifier)
-        bucket = self._keys.bucket_of(identifier)
+        name = identifier.encode()
+        bucket = self._keys.bucket_of_name(name)
         if len(name) > COMPACT_MAX_BYTES:
             self._load_long(identifier, name, bucket, done)
             return
@@ -187,7 +187,8 @@ class HotCommandIds:
     """ports.CommandIds. Blocks are taken with INCRBY ahead of need; what a process does not use is skipped."""
 
     def __init__(self, pipes: Pipes, keys: Keys, *, block: int = ID_BLOCK) -> None:
-        self._pipe = pipes.of(keys.command_ids)
+        self._pipes = pipes
+        self._key = keys.command_ids
         self._command = pack(("INCRBY", keys.command_ids, block))
         self._block = block
         self._next = 0
@@ -224,7 +225,7 @@ class HotCommandIds:
     def _ask(self) -> None:
         if not self._asked and not self._closed:
             self._asked = True
-            self._pipe.submit(self._command, self._take)
+            self._pipes.of(self._key).submit(self._command, self._take)
 
     def _take(self, reply: Any) -> None:  # noqa: ANN401
         if type(reply) is int and reply < COMMAND_ID_LIMIT:

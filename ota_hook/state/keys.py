@@ -57,7 +57,11 @@ class Keys:
 
     def bucket_of(self, identifier: str) -> int:
         """The bucket that holds a direct device. (A child will live in its gateway's.)"""
-        return xxhash.xxh64_intdigest(as_bytes(identifier)) % self.buckets
+        return self.bucket_of_name(as_bytes(identifier))
+
+    def bucket_of_name(self, name: bytes) -> int:
+        """`bucket_of` for an identifier that is encoded already."""
+        return xxhash.xxh64_intdigest(name) % self.buckets
 
     def devices(self, bucket: int) -> str:
         """Hash: identifier → packed state, in Redis's compact encoding; empty where the state is in `long_devices`."""

@@ -27,9 +27,13 @@ _STALLED_S: Final = 2.0
 """A connection that owes a reply for so long is given up and made anew."""
 _CONNECT_S: Final = 2.0
 _PAUSES_S: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_LASTED_S: Final = 1.0
+"""A connection that is lost sooner counts as one that failed: the next one waits for its pause."""
 _NOT_ENOUGH: Final = object()
-# A reply that says "not here, not now": the primary is another one, or is still loading.
-_ELSEWHERE: Final = ("READONLY", "MOVED", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+# This server is not (yet, any more) the primary: look for it and connect anew.
+_NOT_HERE: Final = ("READONLY", "LOADING", "MASTERDOWN")
+# This primary has not the key's slot (any more); what it has, it still serves.
+_MOVED: Final = ("MOVED", "CLUSTERDOWN")
 
 _log = structlog.get_logger("ota_hook.pipe")
 
@@ -56,18 +60,54 @@ class _Command:
         self.done: Done | None = done
 
 
-class RedisPipe(asyncio.Protocol):
+class _Link(asyncio.Protocol):
+    """One connection of a pipe. What comes of it after the pipe gave it up is not heard."""
+
+    __slots__ = ("pipe",)
+
+    def __init__(self, pipe: RedisPipe) -> None:
+        self.pipe: RedisPipe | None = pipe
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.pipe is None:
+            cast("asyncio.WriteTransport", transport).abort()
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.pipe.connected(cast("asyncio.WriteTransport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        if self.pipe is not None:
+            self.pipe.take_replies(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.pipe is not None:
+            self.pipe.drop(str(exc) if exc is not None else "Redis closed the connection")
+
+
+class RedisPipe:
     """See the module. `locate` is asked before each connection, so a failover is followed.
 
-    `scripts` are Lua texts that every new connection makes sure Redis knows.
+    `scripts` are Lua texts that every new connection makes sure Redis knows. `on_moved` is told when a Cluster's node
+    says that a key is another's.
     """
 
-    def __init__(self, locate: Locate, *, scripts: Sequence[str] = (), budget_ms: int = 50) -> None:
+    def __init__(
+        self,
+        locate: Locate,
+        *,
+        scripts: Sequence[str] = (),
+        budget_ms: int = 50,
+        on_moved: Callable[[], None] = lambda: None,
+    ) -> None:
         self._locate = locate
         self._scripts = scripts
         self._budget_s = budget_ms / 1000
+        self._on_moved = on_moved
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH)
+        self._link: _Link | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._outgoing: list[bytes] = []
         self._pending: deque[_Command] = deque()  # owe a reply, in order
@@ -95,7 +135,7 @@ class RedisPipe(asyncio.Protocol):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        self._drop("closed")
+        self.drop("closed")
 
     @property
     def available(self) -> bool:
@@ -138,12 +178,15 @@ class RedisPipe(asyncio.Protocol):
                     self._stalled = True
                     _log.warning("redis_stalled", budget_ms=round(self._budget_s * 1000))
                 self._answer(entry, Unavailable("Redis did not answer within the budget"))
-        if self._stalled and self._pending and now - self._last_reply > _STALLED_S:
+        if self._stalled and self._pending and now - self._owing_since() > _STALLED_S:
             _log.warning("redis_given_up", seconds=_STALLED_S)
-            self._timer = None
-            self._drop("it owed replies for too long")
+            self.drop("it owed replies for too long")
             return
         self._timer = self._loop.call_later(_TICK_S, self._expire) if self._pending else None
+
+    def _owing_since(self) -> float:
+        """Since when the oldest reply is owed and nothing came."""
+        return max(self._last_reply, self._pending[0].deadline - self._budget_s)
 
     @staticmethod
     def _answer(entry: _Command, reply: object) -> None:
@@ -158,70 +201,86 @@ class RedisPipe(asyncio.Protocol):
     # ---- connection
 
     async def _stay_connected(self, first: asyncio.Event) -> None:
-        failures = 0
+        failures, reported = 0, False
         while True:
+            lasted_s = 0.0
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    await self._connect()
-                failures = 0
+                    address = await self._connect()
             except Exception as exc:  # noqa: BLE001 - it must go on, whatever `locate` and the login meet
-                if failures == 0:
+                if not reported:
                     _log.warning("redis_connection_failed", problem=str(exc) or type(exc).__name__)
-                self._drop("the connection failed")
+                reported = True
+                self.drop("the connection failed")
                 first.set()
-                await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
-                failures += 1
-                continue
-            first.set()
-            await self._lost.wait()
+            else:
+                if self.connections > 1:
+                    _log.info("redis_connected", address=str(address))
+                reported = False
+                first.set()
+                began = self._loop.time()
+                await self._lost.wait()
+                lasted_s = self._loop.time() - began
+            failures = 0 if lasted_s > _LASTED_S else failures + 1
+            if failures:
+                await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S)) - 1])
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Address:
         address = await self._locate()
         self._lost.clear()
         self._reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH)
+        link = self._link = _Link(self)
         if address.path is not None:
-            await self._loop.create_unix_connection(lambda: self, address.path)
+            await self._loop.create_unix_connection(lambda: link, address.path)
         else:
-            await self._loop.create_connection(lambda: self, address.host, address.port, ssl=address.tls)
+            await self._loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
         opening = [*address.login, *(("SCRIPT", "LOAD", script) for script in self._scripts), ("PING",)]
-        replies = [self._loop.create_future() for _ in opening]
-        for words, reply in zip(opening, replies, strict=True):
-            entry = _Command(0.0, reply.set_result)
-            self._pending.append(entry)
-            self._outgoing.append(pack(words))
-        self._flush()
-        for answer in await asyncio.gather(*replies):
+        for answer in await asyncio.gather(*[self._ask(words) for words in opening]):
             if isinstance(answer, Exception):
                 raise answer
         self._ready, self._stalled = True, False
         self._last_reply = self._loop.time()
         self.connections += 1
+        return address
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _ask(self, words: tuple[str, ...]) -> asyncio.Future[Any]:
+        """Send a command of the login, before the pipe is ready."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._pending.append(_Command(0.0, lambda reply: None if answer.done() else answer.set_result(reply)))
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(pack(words))
+        return answer
 
-    def data_received(self, data: bytes) -> None:
+    # ---- the link's side
+
+    def connected(self, transport: asyncio.WriteTransport) -> None:
+        """The link has its transport."""
+        self._transport = transport
+
+    def take_replies(self, data: bytes) -> None:
+        """Call back with each whole reply."""
         reader = self._reader
         reader.feed(data)
         pending = self._pending
         self._last_reply = self._loop.time()
         try:
             while (reply := reader.gets()) is not _NOT_ENOUGH:
-                entry = pending.popleft()
-                if type(reply) is hiredis.ReplyError and str(reply).startswith(_ELSEWHERE):
-                    self._answer(entry, Unavailable(str(reply)))
-                    self._drop(str(reply))
+                if not pending:
+                    self._give_up_nonsense("a reply that nobody asked for")
                     return
-                done = entry.done
-                if done is not None:
+                entry = pending.popleft()
+                if type(reply) is hiredis.ReplyError and not self._is_for_caller(entry, str(reply)):
+                    if self._transport is None:
+                        return
+                elif (done := entry.done) is not None:
                     entry.done = None
-                    done(reply)
-        except (hiredis.ProtocolError, IndexError):
-            _log.exception("redis_spoke_nonsense")
-            self._drop("it spoke nonsense")
+                    try:
+                        done(reply)
+                    except Exception:  # noqa: BLE001 - logged whole; see _answer
+                        _log.exception("callback_failed")
+        except hiredis.ProtocolError as exc:
+            self._give_up_nonsense(str(exc))
             return
         if self._stalled and not pending:
             self._stalled = False
@@ -230,17 +289,37 @@ class RedisPipe(asyncio.Protocol):
         while waiting and waiting[0].done is None:
             waiting.popleft()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._drop(str(exc) if exc is not None else "Redis closed the connection")
+    def _is_for_caller(self, entry: _Command, error: str) -> bool:
+        """Whether the caller shall see the error; else this server was the wrong one to ask, and that is seen to."""
+        # Redis 6 hides it behind the script's own error.
+        if error.startswith(_NOT_HERE) or "-READONLY " in error:
+            self._answer(entry, Unavailable(error))
+            self.drop(error)
+            return False
+        if error.startswith(_MOVED):
+            self._answer(entry, Unavailable(error))
+            self._on_moved()
+            return False
+        return True
 
-    def _drop(self, reason: str) -> None:
+    def _give_up_nonsense(self, problem: str) -> None:
+        _log.error("redis_spoke_nonsense", problem=problem)
+        self.drop("it spoke nonsense")
+
+    def drop(self, reason: str) -> None:
         """Forget the connection and answer all that waits. Safe to call at any time, and again."""
         if self._ready and self._task is not None:
             _log.warning("redis_connection_lost", reason=reason)
         self._ready = False
+        if self._link is not None:
+            self._link.pipe = None
+            self._link = None
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._outgoing.clear()
         owed = list(self._pending)
         self._pending.clear()

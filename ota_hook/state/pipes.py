@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_right
 from functools import partial
 from typing import Final
@@ -19,6 +20,8 @@ from ota_hook.state.redis_url import Deployment
 _LOOK_S: Final = 1.0
 """So often it is looked whether the slots of a Cluster are where they were, while a pipe of it is away; else rarely."""
 _LOOKS_BETWEEN: Final = 10
+_LOOK_AGAIN_S: Final = 0.1
+"""A node that says that a slot has moved is believed at once, but not more often."""
 
 _log = structlog.get_logger("ota_hook.pipes")
 
@@ -34,6 +37,7 @@ class PipeSet:
         self._firsts: list[int] = []
         self._lasts: list[int] = []
         self._ranges: list[RedisPipe] = []
+        self._moved = asyncio.Event()
         self._nowhere = self._new_pipe(None)  # never started: refuses everything
         self._only: RedisPipe = self._nowhere
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +79,9 @@ class PipeSet:
             await pipe.close()
 
     def _new_pipe(self, address: Address | None) -> RedisPipe:
-        return RedisPipe(partial(self._locate, address), scripts=SCRIPTS, budget_ms=self._budget_ms)
+        return RedisPipe(
+            partial(self._locate, address), scripts=SCRIPTS, budget_ms=self._budget_ms, on_moved=self._moved.set
+        )
 
     async def _locate(self, address: Address | None) -> Address:
         """Where to connect: to that node of a Cluster, or to whoever is the primary now."""
@@ -87,16 +93,20 @@ class PipeSet:
     async def _keep_looking(self) -> None:
         looks = 0
         while True:
-            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._moved.wait()
             looks += 1
-            if self.available and looks % _LOOKS_BETWEEN:
+            if self.available and looks % _LOOKS_BETWEEN and not self._moved.is_set():
                 continue
+            self._moved.clear()
             try:
                 await self._primaries.refresh()
             except (RedisError, OSError) as exc:
                 _log.warning("primaries_unknown", problem=str(exc))
                 continue
             await self._adopt()
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _adopt(self) -> None:
         """Have a pipe for each primary that the slots name, and none for others."""

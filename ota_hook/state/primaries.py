@@ -11,7 +11,7 @@ import contextlib
 import ssl
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -215,14 +215,14 @@ class Primaries:
                 raise AuthenticationError(f"the Sentinel {host}:{port} refused the login") from exc
             raise ConnectionError(f"the Sentinel {host}:{port} names no primary of {self.url.service!r}") from exc
         finally:
-            await sentinel.aclose()
+            await _close(sentinel.aclose())
         redis = Redis.from_pool(ConnectionPool(**self.connection_options(primary, timeout_seconds=self._ask_seconds)))
         try:
             role = (await redis.execute_command("ROLE"))[0]  # type: ignore[no-untyped-call]
         except NoPermissionError:  # then the Sentinel is taken at its word
             role = b"master"
         finally:
-            await redis.aclose()
+            await _close(redis.aclose())
         if role not in {b"master", "master"}:
             raise ConnectionError(f"the Sentinel {host}:{port} names {primary}, which is no primary (yet)")
         return primary
@@ -242,10 +242,8 @@ class Primaries:
                 raise exc.__cause__ from exc
             raise ConnectionError(str(exc)) from exc
         finally:
-            with contextlib.suppress(RedisError, OSError):
-                await nodes.aclose("nodes_cache")
-            with contextlib.suppress(RedisError, OSError):
-                await nodes.aclose("startup_nodes")
+            # The nodes that it found have no connections of their own yet.
+            await _close(nodes.aclose("startup_nodes"))
         if not found:
             raise ConnectionError("the Cluster's nodes serve no slot (yet)")
         return _as_ranges({slot: self.address_at(*place) for slot, place in found.items()})
@@ -259,6 +257,17 @@ def _as_ranges(by_slot: dict[int, Address]) -> tuple[SlotRange, ...]:
         slots = [slot for _, slot in run]
         ranges.append(SlotRange(slots[0], slots[-1], address))
     return tuple(ranges)
+
+
+async def _close(closing: Coroutine[Any, Any, None]) -> None:
+    """Close even where this task is cancelled meanwhile: half closed, connections would stay."""
+    task = asyncio.create_task(closing)
+    try:
+        with contextlib.suppress(RedisError, OSError):
+            await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _options(timeout_seconds: float) -> dict[str, Any]:

@@ -39,12 +39,7 @@ def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -
         attribute: ReportedVersion(text, int(reported_at_ms))
         for attribute, reported_at_ms, text in zip(flat[1::3], flat[2::3], flat[3::3], strict=True)
     }
-    return DeviceState(
-        identifier=identifier,
-        device_type=flat[0],
-        versions=versions,
-        open_offers=unpack_offers(offers) if offers else (),
-    )
+    return DeviceState(identifier, flat[0], versions, unpack_offers(offers) if offers else ())
 
 
 def type_prefix(device_type: str) -> bytes:

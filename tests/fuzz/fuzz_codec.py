@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
-import atheris  # type: ignore[import-not-found]
+import atheris  # type: ignore[import-untyped]
 
 GUIDED_BY = "atheris.core_with_libfuzzer"
 MAX_BYTES = 4096
@@ -41,19 +42,16 @@ from tests.publish_requests import (  # noqa: E402
     MESSAGE,
     META,
     PROPS,
+    REFUSED,
+    UNUSUAL,
     V3_CHECK,
     PublishFields,
+    field,
     fields_by_generated_class,
     fields_of,
 )
 
 GUARDED = GuardedBytes(MAX_BYTES * 2)
-
-
-def field(number: int, body: bytes) -> bytes:
-    """A length-delimited field of fewer than 16,384 bytes."""
-    size = len(body)
-    return bytes([number << 3 | 2, *([size] if size < 128 else [size & 0x7F | 0x80, size >> 7])]) + body
 
 
 # An input's first byte says what the rest is: a whole request, or the body of a part whose lengths are then right.
@@ -68,7 +66,7 @@ FORMS = (
     lambda rest: field(4, rest),
 )
 SEEDS = (
-    (0, V3_CHECK),
+    *((0, request) for request in (V3_CHECK, *REFUSED.values(), *(request for request, _ in UNUSUAL.values()))),
     (1, MESSAGE),
     (2, field(1, b"username") + field(2, b"d1")),
     (3, "attributes/设备".encode()),
@@ -98,13 +96,12 @@ def compare(data: bytes) -> None:
         raise AssertionError(f"{request!r}: the answers differ")
 
 
-def write_seeds(folder: str) -> None:
-    for form, rest in SEEDS:
-        with open(os.path.join(folder, f"seed-{form}"), "wb") as seed:  # noqa: PTH118, PTH123 - one line, no Path needed
-            seed.write(bytes([form]) + rest)
+def write_seeds(folder: Path) -> None:
+    for place, (form, rest) in enumerate(SEEDS):
+        (folder / f"seed-{place}").write_bytes(bytes([form]) + rest)
 
 
 if __name__ == "__main__":
-    write_seeds(sys.argv[-1])
+    write_seeds(Path(sys.argv[-1]))
     atheris.Setup([*sys.argv[:-1], f"-max_len={MAX_BYTES}", sys.argv[-1]], compare, internal_libfuzzer=True)
     atheris.Fuzz()

@@ -134,6 +134,7 @@ def _answers(path: Path) -> bool:
 async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncIterator[Admin]:
     """An admin role over a deployment of its own in that Redis; `changes` go into its context."""
     redis = connect_redis(redis_url)
+    assert isinstance(redis, Redis)
     keys = await open_layout(redis, prefix=f"t{ULID()}")
     writer = DurableWriter(redis)
     catalogue = RedisCatalogue(redis, keys, writer=writer)

@@ -20,6 +20,7 @@ from ota_hook.state.primaries import Primaries
 
 PATIENT_MS = 30_000
 """A budget that a busy machine does not use up: these tests are about what is stored."""
+_TRIES = 50
 _ROUNDS = 3
 """Of an offer: the script by its digest, then by its text, then the counter."""
 
@@ -105,8 +106,8 @@ async def answered(pipe: RedisPipe, *command: str | bytes | int) -> Any:
 
 
 async def next_id(ids: HotCommandIds, pipe: RedisPipe) -> int:
-    """The next id; where a block is still on its way, the pipe is asked until it has come."""
-    for _ in range(2):
+    """The next id. Where a block is still on its way the pipe is asked until it has come, or others took it again."""
+    for _ in range(_TRIES):
         try:
             return ids.next_id()
         except DependencyError:

@@ -33,11 +33,16 @@ class Server:
 
     port: int
     process: subprocess.Popen[bytes]
+    command: list[str] = field(repr=False)
     client: redis.Redis = field(repr=False)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
+
+    def restart(self) -> None:
+        """Start it again where it was killed, as a machine's supervisor would."""
+        self.process = _run(self.command)
 
     def stall(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -99,10 +104,12 @@ def redis_cluster(folder: Path, *, node_timeout_ms: int = 1_500) -> Iterator[Dep
         for number, server in enumerate(primaries):
             first, last = SLOTS * number // 3, SLOTS * (number + 1) // 3
             server.ask("CLUSTER", "ADDSLOTS", *range(first, last))
-        _await(lambda: all(_cluster_fact(server, "known_nodes") == 6 for server in servers))
+        _await(lambda: all(_cluster_fact(server, "known_nodes") == "6" for server in servers))
         for primary, replica in zip(primaries, replicas, strict=True):
             replica.ask("CLUSTER", "REPLICATE", primary.id())
-        _await(lambda: all(_cluster_fact(server, "slots_ok") == SLOTS for server in servers))
+        # For two seconds after its start a primary takes nothing.
+        _await(lambda: all(_cluster_fact(server, "state") == "ok" for server in servers))
+        _await(lambda: all(_cluster_fact(server, "slots_ok") == str(SLOTS) for server in servers))
         _await(lambda: all(_is_synced(replica) for replica in replicas))
         _await(lambda: all(_sees_replicas(server, 3) for server in servers))
         seeds = ",".join(f"{HOST}:{server.port}" for server in random.sample(servers, 3))
@@ -141,15 +148,19 @@ def _start(stack: ExitStack, folder: Path, options: Sequence[str], *, sentinel: 
         configuration = folder / "sentinel.conf"
         configuration.write_text(f"port {port}\nbind {HOST}\ndir {folder}\nlogfile {folder / 'log'}\n{sentinel}")
         command = [str(configuration), "--sentinel"]
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), str(executable), *command],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    server = Server(port, process, redis.Redis(host=HOST, port=port, socket_timeout=5))
+    command = [str(executable), *command]
+    server = Server(port, _run(command), command, redis.Redis(host=HOST, port=port, socket_timeout=5))
     stack.callback(server.end)
     _await(lambda: _answers(server))
     return server
+
+
+def _run(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), *command],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _choose_port(stack: ExitStack) -> int:
@@ -181,9 +192,9 @@ def _answers(server: Server) -> bool:
         return False
 
 
-def _cluster_fact(server: Server, name: str) -> int:
+def _cluster_fact(server: Server, name: str) -> str:
     facts: dict[str, str] = server.client.cluster("INFO")  # type: ignore[no-untyped-call]
-    return int(facts[f"cluster_{name}"])
+    return facts[f"cluster_{name}"]
 
 
 def _sees_replicas(server: Server, count: int) -> bool:

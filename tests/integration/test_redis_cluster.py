@@ -103,6 +103,7 @@ async def test_a_write_waits_for_the_replicas_of_every_primary_that_took_a_part(
     finally:
         replica.resume()
 
+
 async def serves(redis: RoutedRedis, cluster: Deployment, replica: Server, key: str) -> bool:
     """Whether the key's primary is the one that `replica` copies."""
     primary = await redis.primaries.locate(Primaries.key_slot(key.encode()))
@@ -220,9 +221,7 @@ async def test_while_a_replica_takes_over_in_good_order_every_write_happens_once
 
     lanes = [asyncio.create_task(write(lane)) for lane in range(8)]
     old = cluster.primaries()[0]
-    replica = next(
-        server for server in cluster.running() if server.info("replication").get("master_port") == old.port
-    )
+    replica = next(server for server in cluster.running() if server.info("replication").get("master_port") == old.port)
     await asyncio.to_thread(replica.ask, "CLUSTER", "FAILOVER")
     await eventually(lambda: replica.info("replication")["role"] == "master", what="the take-over")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 import msgpack
 import pytest
@@ -86,7 +85,7 @@ async def test_the_hook_loads_a_device_without_its_open_offers_and_a_report_is_a
     state = await devices.load_device("d")
     assert state is not None
     assert state.open_offers == (offer,)
-    assert await hot.loaded("d") == replace(state, open_offers=())
+    assert await hot.loaded("d") == state._replace(open_offers=())
     told = await report(hot, "d", at=1, version="1.0")
     assert told is not None
     assert told.open_offers == (offer,)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
+from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, ValuedResponse
-from ota_hook.exhook.provider import IGNORE, HookOptions, HookProvider
+from ota_hook.exhook.provider import HookOptions, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
 from tests.doubles import CountingIds, FixedSnapshot, MemoryDevices, MemoryOffers, make_firmware, make_snapshot

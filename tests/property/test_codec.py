@@ -66,7 +66,7 @@ BAD_UTF8 = st.sampled_from(
         b"eight888\xf0\x9f\x98",
     ]
 )
-STRINGS = mostly(TEXT.map(str.encode), BAD_UTF8, one_in=60)
+STRINGS = mostly(TEXT.map(str.encode), BAD_UTF8, one_in=40)
 
 
 def records_of(known: dict[int, st.SearchStrategy[bytes]]) -> st.SearchStrategy[bytes]:

@@ -13,25 +13,19 @@ from ota_hook.exhook import _codec
 from ota_hook.exhook._codec import IGNORE, Publish, read_publish, write_rewrite
 from ota_hook.exhook.exhook_pb2 import ValuedResponse
 from tests.publish_requests import (
+    BAD_TEXT,
     CHECK_FIELDS,
-    MESSAGE,
     META,
     PROPS,
+    REFUSED,
+    UNUSUAL,
     V2_CHECK,
     V3_CHECK,
+    field,
     fields_by_generated_class,
     fields_of,
+    message,
 )
-
-
-def field(number: int, body: bytes) -> bytes:
-    """A length-delimited field of fewer than 128 bytes, or of fewer than 16,384."""
-    size = len(body)
-    return bytes([number << 3 | 2, *([size] if size < 128 else [size & 0x7F | 0x80, size >> 7])]) + body
-
-
-def message(*fields: bytes) -> bytes:
-    return field(1, b"".join(fields))
 
 
 class NotToBeAsked:
@@ -77,56 +71,10 @@ def test_the_last_of_repeated_scalars_counts_and_a_qos_keeps_its_low_32_bits() -
     assert fields_of(publish) == ("", b"b", "", "", 1, 7)
 
 
-UNUSUAL = {
-    "a field that no version has": (V2_CHECK + b"\x48\x01", CHECK_FIELDS),
-    "a field of the message that no version has": (message(MESSAGE, b"\x50\x01"), CHECK_FIELDS),
-    "a group": (V2_CHECK + b"\x53\x08\x01\x54", CHECK_FIELDS),
-    "the topic twice": (message(field(5, b"a"), field(5, b"b")), ("b", b"", "", "", 0, 0)),
-    "the message in two parts": (V2_CHECK + message(field(5, b"b")), ("b", *CHECK_FIELDS[1:])),
-    "the user name twice": (
-        message(field(8, field(1, b"username") + field(2, b"a")), field(8, field(1, b"username") + field(2, b"b"))),
-        ("", b"", "", "b", 0, 0),
-    ),
-    "a header's key twice": (
-        message(field(8, field(1, b"x") + field(1, b"username") + field(2, b"a"))),
-        ("", b"", "", "a", 0, 0),
-    ),
-    "text beyond ASCII that is not read": (V2_CHECK + field(4, field(2, "é".encode())), CHECK_FIELDS),
-    "the topic as a number": (message(b"\x28\x01"), ("", b"", "", "", 0, 0)),
-    "a tag of two bytes": (message(b"\xaa\x00\x01a"), ("a", b"", "", "", 0, 0)),
-    "a length of five bytes": (message(b"\x2a\x81\x80\x80\x80\x00a"), ("a", b"", "", "", 0, 0)),
-    "a number of ten bytes": (message(b"\x38" + b"\xff" * 9 + b"\x01"), ("", b"", "", "", 0, 2**64 - 1)),
-}
-
-
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_an_unusual_request_is_read_all_the_same(name: str) -> None:
     request, expected = UNUSUAL[name]
     assert fields_of(read_publish(request)) == expected == fields_by_generated_class(request)
-
-
-BAD_TEXT = b"eight888\xff"
-REFUSED = {
-    "text that is no UTF-8 in node": message(field(1, BAD_TEXT)),
-    "text that is no UTF-8 in id": message(field(2, BAD_TEXT)),
-    "text that is no UTF-8 in from": message(field(4, BAD_TEXT)),
-    "text that is no UTF-8 in topic": message(field(5, BAD_TEXT)),
-    "text that is no UTF-8 in a topic before the last": message(field(5, BAD_TEXT), field(5, b"a")),
-    "text that is no UTF-8 in a header's key": message(field(8, field(1, BAD_TEXT))),
-    "text that is no UTF-8 in a header's value": message(field(8, field(1, b"protocol") + field(2, BAD_TEXT))),
-    "text that is no UTF-8 in the user name": message(field(8, field(1, b"username") + field(2, BAD_TEXT))),
-    "text that is no UTF-8 in meta": field(2, field(4, BAD_TEXT)),
-    "text that is no UTF-8 in props": field(3, field(1, BAD_TEXT)),
-    "text that is no UTF-8 in user_props": field(4, field(2, BAD_TEXT)),
-    "a surrogate": message(field(5, b"\xed\xa0\x80")),
-    "an overlong NUL": message(field(5, b"\xc0\x80")),
-    "field number 0": b"\x02\x00",
-    "a number of eleven bytes": message(b"\x38" + b"\x80" * 10 + b"\x01"),
-    "a length beyond the end": b"\x0a\x05",
-    "a length beyond the message's end": message(b"\x2a\x02a") + b"a",
-    "a group that does not end": b"\x53",
-    "a group's end alone": b"\x54",
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
+from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.exhook_pb2 import (
     LoadedResponse,
     Message,
@@ -19,7 +20,7 @@ from ota_hook.exhook.exhook_pb2 import (
     ValuedResponse,
 )
 from ota_hook.exhook.late_reports import LateReports
-from ota_hook.exhook.provider import IGNORE, METHODS, HookOptions, HookProvider, rewrite
+from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider, rewrite
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
 from ota_hook.ports import Report

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
+from typing import TypeVar
 
 import h2.events
 import h2.settings
@@ -21,8 +23,9 @@ from hyperframe.frame import (
 )
 
 from ota_hook.exhook._session import Call, Session
-from tests.session_client import LOADED, PUBLISH, ROUTES, Answer, Peer, broker_headers, drain, framed, frames
+from tests.session_client import LOADED, PUBLISH, ROUTES, Answer, Peer, broker_headers, drain, framed, frames, kinds
 
+_Kind = TypeVar("_Kind", bound=Frame)
 KIB = 1024
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 3, 8, 12, 13, 14
 
@@ -54,7 +57,7 @@ class Connection:
         self.deliver()
         return self.peer.answers[stream_id]
 
-    def frames(self, kind: type[Frame]) -> list[Frame]:
+    def frames(self, kind: type[_Kind]) -> list[_Kind]:
         return [frame for frame in frames(self.sent) if isinstance(frame, kind)]
 
     def works(self) -> bool:
@@ -322,7 +325,7 @@ def test_a_malformed_request_fails_alone(body: bytes, status: int, text: str, *,
 def test_what_is_no_call_of_ours_is_refused_at_once_and_its_rest_swallowed(
     connection: Connection, changes: dict[str, str | None], http_status: str, status: int
 ) -> None:
-    stream_id = connection.peer.open(broker_headers(**changes))
+    stream_id = connection.peer.open(broker_headers(PUBLISH, **changes))
     answer = connection.answer(stream_id)
     assert (answer.headers[":status"], answer.status, answer.ended, answer.reset) == (http_status, status, True, None)
     connection.peer.write(stream_id, framed(b"x" * 100_000), end=True)
@@ -332,7 +335,9 @@ def test_what_is_no_call_of_ours_is_refused_at_once_and_its_rest_swallowed(
     assert connection.session.open_streams == connection.session.buffered_bytes == 0
 
 
-@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"])
+@pytest.mark.parametrize(
+    "content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]
+)
 def test_every_grpc_content_type_is_served(connection: Connection, content_type: str) -> None:
     connection.peer.call(b"x", broker_headers(content_type=content_type))
     assert len(connection.deliver()) == 1
@@ -413,7 +418,7 @@ def test_unfinished_requests_are_bounded_together() -> None:
 
 def test_a_peer_that_only_opens_streams_is_refused_and_then_cut_off() -> None:
     connection = Connection(Session(ROUTES, max_message_bytes=KIB, max_request_bytes=64 * KIB))
-    stream_ids = []
+    stream_ids: list[int] = []
     while not connection.session.closing:
         assert len(stream_ids) < 200
         stream_ids.append(connection.peer.open())
@@ -548,7 +553,7 @@ def test_the_first_bytes_advertise_room_for_every_call() -> None:
     assert settings.settings[SettingsFrame.MAX_CONCURRENT_STREAMS] == 2**31 - 1
     assert settings.settings[SettingsFrame.INITIAL_WINDOW_SIZE] >= 8 * KIB * KIB
     assert settings.settings[SettingsFrame.MAX_HEADER_LIST_SIZE] == 64 * KIB
-    assert [type(frame) for frame in others] == [WindowUpdateFrame]
+    assert [frame.stream_id for frame in others if isinstance(frame, WindowUpdateFrame)] == [0]
     assert not session.closing
 
 
@@ -566,8 +571,7 @@ def test_a_thousand_calls_cost_no_window_update_and_no_reset(connection: Connect
         for call in connection.deliver():
             connection.session.respond(call, b"\x08\x01")
         connection.read()
-    kinds = {type(frame) for frame in frames(connection.sent)}
-    assert kinds == {HeadersFrame, DataFrame}
+    assert set(kinds(connection.sent)) == {"HEADERS", "DATA"}
 
 
 def test_windows_are_opened_again_over_many_bytes() -> None:
@@ -663,7 +667,7 @@ def test_a_drain_waits_for_an_unfinished_request_too(connection: Connection) -> 
 
 def test_an_idle_session_says_goodbye_at_once(connection: Connection) -> None:
     connection.session.start_drain()
-    assert [type(frame) for frame in frames(drain(connection.session))] == [GoAwayFrame]
+    assert kinds(drain(connection.session)) == ["GOAWAY"]
     assert connection.session.drained
 
 
@@ -674,8 +678,9 @@ def test_a_call_that_crosses_the_goodbye_is_answered(connection: Connection) -> 
     (call,) = connection.session.receive(connection.peer.take())
     assert not connection.session.drained
     connection.session.respond(call, b"y")
-    late = frames(drain(connection.session))
-    assert [type(frame) for frame in late if frame.stream_id == stream_id] == [HeadersFrame, DataFrame, HeadersFrame]
+    late = drain(connection.session)
+    assert kinds(late) == ["HEADERS", "DATA", "HEADERS"]
+    assert {frame.stream_id for frame in frames(late)} == {stream_id}
     assert connection.session.drained
     assert isinstance(frames(goodbye)[-1], GoAwayFrame)
 
@@ -698,9 +703,9 @@ def test_a_peer_s_goodbye_closes_once_its_calls_are_answered(connection: Connect
     drain(connection.session)
     assert not connection.session.closing
     connection.session.respond(call, b"y")
-    answer = frames(drain(connection.session))
-    assert [type(frame) for frame in answer] == [HeadersFrame, DataFrame, HeadersFrame]
-    assert {frame.stream_id for frame in answer} == {stream_id}
+    answer = drain(connection.session)
+    assert kinds(answer) == ["HEADERS", "DATA", "HEADERS"]
+    assert {frame.stream_id for frame in frames(answer)} == {stream_id}
     assert connection.session.closing
 
 
@@ -840,5 +845,4 @@ def broker_reads(count: int) -> list[bytes]:
 
 
 def resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as status:
-        return int(status.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
