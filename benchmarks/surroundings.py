@@ -43,8 +43,9 @@ def farewell() -> None:
 
 
 def on_core(core: int, command: list[str]) -> list[str]:
-    """The command, kept on one core. On a machine with a single one, as it is."""
-    return ["taskset", "--cpu-list", str(core), *command] if (os.cpu_count() or 1) > 1 else command
+    """The command, kept on one core where there is more than one; it ends with this script, however that ends."""
+    pinned = ["taskset", "--cpu-list", str(core)] if (os.cpu_count() or 1) > 1 else []
+    return [*pinned, "setpriv", "--pdeathsig", "KILL", *command]
 
 
 @dataclass(frozen=True, slots=True)

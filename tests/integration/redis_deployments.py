@@ -1,4 +1,4 @@
-"""Redis as production has it: a Cluster, and a primary that Sentinels watch. Real processes on loopback, ended by pid."""
+"""Redis as production has it: a Cluster, and a primary that Sentinels watch. Real processes, ended by their pid."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 
@@ -25,6 +26,8 @@ SERVICE = "ota"
 _BUS_PORT_OFFSET = 10_000
 _HIGHEST_PORT = 65_535
 _QUICK_SYNC = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+
+_Running = TypeVar("_Running")
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
     def info(self, section: str) -> dict[str, object]:
-        answer: dict[str, object] = self.client.info(section)  # type: ignore[assignment]
+        answer: dict[str, object] = self.client.info(section)
         return answer
 
     def ask(self, *command: str | int) -> object:
@@ -88,12 +91,22 @@ class Deployment:
         return [server for server in self.running() if server.info("replication")["role"] == "master"]
 
 
+@asynccontextmanager
+async def served(deployment: AbstractContextManager[_Running]) -> AsyncIterator[_Running]:
+    """Starting and ending servers blocks; the loop goes on meanwhile."""
+    running = await asyncio.to_thread(deployment.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(deployment.__exit__, None, None, None)
+
+
 @contextmanager
-def redis_cluster(folder: Path, *, node_timeout_ms: int = 1_500) -> Iterator[Deployment]:
-    """Three primaries with one replica each; a primary that falls silent is replaced after about twice the timeout."""
+def redis_cluster(folder: Path) -> Iterator[Deployment]:
+    """Three primaries with one replica each; a primary that falls silent is replaced after three seconds or so."""
     with ExitStack() as stack:
         options = [
-            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)),
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1500"),
             *("--cluster-replica-validity-factor", "0", "--cluster-require-full-coverage", "no", *_QUICK_SYNC),
         ]
         servers = [_start(stack, folder / str(number), options) for number in range(6)]
@@ -133,6 +146,13 @@ def watched_redis(folder: Path, *, replicas: int = 2, down_after_ms: int = 1_000
         _await(lambda: all(_watches(sentinel, replicas) for sentinel in sentinels))
         watchers = ",".join(f"{HOST}:{sentinel.port}" for sentinel in sentinels)
         yield Deployment(f"redis+sentinel://{watchers}/{SERVICE}", [primary, *copies], sentinels)
+
+
+@contextmanager
+def single_redis(folder: Path) -> Iterator[Server]:
+    """One Redis that listens on TCP."""
+    with ExitStack() as stack:
+        yield _start(stack, folder / "single", [])
 
 
 def _start(stack: ExitStack, folder: Path, options: Sequence[str], *, sentinel: str | None = None) -> Server:
@@ -193,7 +213,7 @@ def _answers(server: Server) -> bool:
 
 
 def _cluster_fact(server: Server, name: str) -> str:
-    facts: dict[str, str] = server.client.cluster("INFO")  # type: ignore[no-untyped-call]
+    facts: dict[str, str] = server.client.cluster("INFO")
     return facts[f"cluster_{name}"]
 
 
@@ -208,7 +228,8 @@ def _is_synced(replica: Server) -> bool:
 
 
 def _watches(sentinel: Server, replicas: int) -> bool:
-    state = sentinel.client.sentinel_master(SERVICE)  # type: ignore[no-untyped-call]
+    state = sentinel.client.sentinel_master(SERVICE)
+    assert isinstance(state, dict)
     return bool(state["num-slaves"] == replicas and state["num-other-sentinels"] == 2)
 
 

@@ -69,15 +69,19 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-class PokedCluster(RoutedRedis, AsyncCoreCommands):
-    """The client under test with redis-py's commands on it, so that a test can look behind the stores on a Cluster too."""
+class PokedCluster(RoutedRedis, AsyncCoreCommands):  # type: ignore[misc]  # redis-py's own bases disagree
+    """The client under test with redis-py's commands on it, to look behind the stores on a Cluster too."""
+
+    _event_dispatcher: Any = None
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
         key = command[2] if command[0] == "OBJECT" else command[1]
         client = await self.primary_of(key)
         return await client.execute_command(*command, **options)  # type: ignore[no-untyped-call]
 
-    async def scan_iter(self, match: Any = None, count: int | None = None, *_: Any, **__: Any) -> AsyncIterator[bytes]:
+    async def scan_iter(  # type: ignore[override]  # declared sync there
+        self, match: Any = None, count: int | None = None, *_: Any, **__: Any
+    ) -> AsyncIterator[bytes]:
         for primary in await self.all_primaries():
             async for key in primary.scan_iter(match=match, count=count):
                 yield key
@@ -95,7 +99,9 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 async def transaction_on(redis: Redis, key: str) -> Pipeline:
     """A transaction where the key is."""
-    client = await redis.primary_of(key) if isinstance(redis, RoutedRedis) else redis
+    client: Redis | RoutedRedis = redis
+    if isinstance(client, RoutedRedis):
+        client = await client.primary_of(key)
     return client.pipeline(transaction=True)
 
 

@@ -46,6 +46,7 @@ asyncio.run(main())
 @asynccontextmanager
 async def client_of(url: str) -> AsyncIterator[Redis]:
     client = connect_redis(url, timeout_seconds=2.0)
+    assert isinstance(client, Redis)
     try:
         yield client
     finally:
