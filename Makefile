@@ -48,6 +48,9 @@ lock: .venv/.uv ## resolve the ranges of pyproject.toml into requirements.lock a
 	@$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --extra standin --group build --group test --group lint \
 		pyproject.toml -o requirements.lock
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --constraints requirements.lock --extra standin --group build \
+		pyproject.toml -o requirements.runtime.lock
 
 clean: ## remove the environment and what the build made; your data stays
 	@rm -rf .venv build *.egg-info ota_hook/*.so ota_hook/*.c ota_hook/exhook/*.so ota_hook/exhook/*.c \
@@ -62,7 +65,7 @@ clean: ## remove the environment and what the build made; your data stays
 
 .venv/.installed: .venv/.uv requirements.lock
 	@echo "installing the locked dependencies"
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
 .venv/.built: .venv/.installed $(SOURCES)

@@ -1,11 +1,12 @@
 """What one ExHook call costs where the answer is constant: the transport, and nothing else.
 
-    python -m benchmarks.exhook_call [--calls 300000] [--grpcio-calls 20000] [--rounds 3] [--callgrind]
+    python -m benchmarks.exhook_call [--calls 300000] [--grpcio-calls 20000] [--rounds 3] [--streams 8 32] [--callgrind]
 
 A publish of 64 bytes on a topic that is no device's, asked as EMQX asks, is answered with IGNORE by three servers in turn:
 `ota-hook hook` on its compiled session, the same provider on grpcio, and benchmarks/bare_server.c, which does HTTP/2 in C
-and nothing more. h2load makes the calls. Each server is a process of its own on one core, the load is on the other; CPU
-is what the system's books say of the server's process. The answers are looked at through a real gRPC client first.
+and nothing more. h2load makes the calls. Each server is a process of its own and may use every core, as a user runs it
+(`--pin` keeps it on one: grpcio, which has threads, is cheaper so); CPU is what the system's books say of that process. The
+answers are looked at through a real gRPC client first. The more calls are under way, the more share one read and one write.
 
 `--callgrind` counts the instructions of the server's process instead (valgrind; the kernel's don't count).
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 from benchmarks.broker_calls import IGNORE, PATH, publish_request
 from benchmarks.deployment import Hook, OwnRedis, broker_of, populate, run_hook, run_redis
 from benchmarks.load import compile_c
-from benchmarks.surroundings import LOAD_CORE, SERVER_CORE, Usage, describe, farewell, on_core, say
+from benchmarks.surroundings import LOAD_CORE, SERVER_CORE, Usage, describe, farewell, on_core, say, use_every_core
 
 TOPIC = "sensors/DU_000000000001/temperature"
 PAYLOAD = b'{"temperature": 28.5, "humidity": 40.25, "ts": 1750234507181}'.ljust(64)
@@ -135,19 +136,28 @@ class Servers:
         return run_hook(self._redis, self._folder, prefix=_PREFIX, transport=name, under=under)
 
 
-def time_all(servers: Servers, load: H2load, calls_of: Callable[[str], int], rounds: int) -> None:
-    measured: dict[str, list[Measured]] = {name: [] for name in SERVERS}
-    for name in SERVERS:
-        with servers.run(name) as server:
+def time_all(servers: Servers, loads: list[H2load], calls_of: Callable[[str], int], rounds: int) -> None:
+    """All three stand ready and take turns, so that what else the machine does meets each of them."""
+    with contextlib.ExitStack() as stack:
+        ready = {name: stack.enter_context(servers.run(name)) for name in SERVERS}
+        for name, server in ready.items():
             look_at_answers(name, server)
-            measure(load, server, calls_of(name) // 10)
+        for load in loads:
+            say()
+            say(f"{load.connections} connections × {load.streams} calls under way:")
+            measured: dict[str, list[Measured]] = {name: [] for name in SERVERS}
+            for name, server in ready.items():
+                measure(load, server, calls_of(name) // 10)
             for _ in range(rounds):
-                measured[name].append(measure(load, server, calls_of(name)))
-                say(f"  {name:8} {measured[name][-1].describe()}")
+                for name, server in ready.items():
+                    measured[name].append(measure(load, server, calls_of(name)))
+                    say(f"  {name:8} {measured[name][-1].describe()}")
+            summarise(measured)
+
+
+def summarise(measured: dict[str, list[Measured]]) -> None:
     native, grpcio, bare = (statistics.median(run.cpu_us for run in measured[name]) for name in SERVERS)
-    say()
-    say("medians, CPU per call:")
-    say(f"  native {native:.2f} µs, grpcio {grpcio:.2f} µs, bare C {bare:.2f} µs")
+    say(f"  medians, CPU per call: native {native:.2f} µs, grpcio {grpcio:.2f} µs, bare C {bare:.2f} µs")
     say(f"  grpcio / native   {grpcio / native:6.1f}   goal ≥ 40")
     say(f"  native / bare C   {native / bare:6.2f}   goal ≤ 2")
 
@@ -183,7 +193,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--grpcio-calls", type=int, default=20_000, help="per round of the slow one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--streams", type=int, default=32, help="calls under way per connection")
+    parser.add_argument("--streams", type=int, nargs="+", default=[8, 32], help="calls under way per connection")
+    parser.add_argument("--pin", action="store_true", help="servers on one core, the load on the other")
     parser.add_argument("--callgrind", action="store_true")
     return parser.parse_args()
 
@@ -194,28 +205,24 @@ def main() -> None:
         sys.exit("h2load is missing; run: apt-get install -y nghttp2-client")
     if options.callgrind and shutil.which("callgrind_control") is None:
         sys.exit("valgrind is missing; run: apt-get install -y valgrind")
+    if not options.pin:
+        use_every_core()
     describe("exhook_call")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = publish_request(TOPIC, PAYLOAD, username="DU_000000000001")
         (folder / "body").write_bytes(b"\0" + len(request).to_bytes(4, "big") + request)
-        load = H2load(folder, options.connections, options.streams)
-        say(
-            f"server on core {SERVER_CORE}, h2load on core {LOAD_CORE}: {load.connections} connections ×"
-            f" {load.streams} calls; requests of {len(request)} bytes, payload of {len(PAYLOAD)}, answer 08 01"
-        )
+        loads = [H2load(folder, options.connections, streams) for streams in options.streams]
+        where = f"servers on core {SERVER_CORE}, h2load on core {LOAD_CORE}" if options.pin else "nothing is pinned"
+        say(f"{where}; requests of {len(request)} bytes, payload of {len(PAYLOAD)}, answer 08 01")
         with run_redis(folder) as redis:
             asyncio.run(populate(redis, prefix=_PREFIX, devices=10, firmware=1))
             servers = Servers(redis, folder)
             if options.callgrind:
-                count_all(servers, load, folder)
+                count_all(servers, loads[0], folder)
             else:
-                time_all(
-                    servers,
-                    load,
-                    lambda server: options.grpcio_calls if server == "grpcio" else options.calls,
-                    options.rounds,
-                )
+                calls = {"grpcio": options.grpcio_calls}
+                time_all(servers, loads, lambda name: calls.get(name, options.calls), options.rounds)
     farewell()
 
 

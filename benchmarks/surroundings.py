@@ -42,9 +42,17 @@ def farewell() -> None:
     say(f"load average behind {_load_average()}")
 
 
+_free: set[int] = set()
+
+
+def use_every_core() -> None:
+    """Let what `on_core` starts run anywhere."""
+    _free.update(range(os.cpu_count() or 1))
+
+
 def on_core(core: int, command: list[str]) -> list[str]:
     """The command, kept on one core where there is more than one; it ends with this script, however that ends."""
-    pinned = ["taskset", "--cpu-list", str(core)] if (os.cpu_count() or 1) > 1 else []
+    pinned = ["taskset", "--cpu-list", str(core)] if (os.cpu_count() or 1) > 1 and core not in _free else []
     return [*pinned, "setpriv", "--pdeathsig", "KILL", *command]
 
 

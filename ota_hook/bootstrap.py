@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 import uvicorn
@@ -25,7 +25,6 @@ from admin_api.app import create_app
 from admin_api.auth import AdminToken, load_admin_token
 from admin_api.context import AdminContext
 from ota_hook.errors import ConfigurationError, DependencyError, OtaHookError
-from ota_hook.exhook.grpcio_listener import GrpcioListener
 from ota_hook.exhook.listener import Listener, bind_tcp
 from ota_hook.exhook.provider import HookOptions, HookProvider
 from ota_hook.exhook.workers import WorkerPool, on_parent_gone
@@ -34,7 +33,6 @@ from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.settings import Listen, Settings
-from ota_hook.standin.broker import ExhookOptions, StandinBroker
 from ota_hook.standin.redis import embedded_redis
 from ota_hook.state.catalogue import RedisCatalogue
 from ota_hook.state.connection import RedisClient, connect_redis
@@ -49,8 +47,12 @@ from ota_hook.state.offers import RedisOffers
 from ota_hook.state.pipes import PipeSet
 from ota_hook.state.primaries import Primaries
 
+if TYPE_CHECKING:
+    from ota_hook.exhook.grpcio_listener import GrpcioListener
+
 _log = structlog.get_logger("ota_hook.bootstrap")
 _HEARTBEAT_S: Final = 1.0
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - said of a setting, not bound
 _SHUTDOWN_S: Final = 5
 
 
@@ -114,6 +116,12 @@ async def run_service(
             standin, settings = _choose_broker_port(standin, settings)
         settings = await stack.enter_async_context(_with_redis(settings))
         state = await stack.enter_async_context(_open_state(settings))
+        if settings.public_url is None and settings.admin_listen.host in _WILDCARDS:
+            _log.warning(
+                "public_url_unset",
+                problem=f"Devices would download from {settings.effective_public_url}, which is no address.",
+                mend="Set OTA_HOOK_PUBLIC_URL to what devices reach.",
+            )
         running = Running(public_url=settings.effective_public_url)
         if Role.HOOK in roles:
             publisher = _make_publisher(settings) if settings.hook_workers == 1 else None
@@ -320,6 +328,8 @@ def _serve_metrics(settings: Settings, state: _State) -> Callable[[], None]:
 
 def _make_listener(settings: Settings, provider: HookProvider) -> Listener | GrpcioListener:
     if settings.hook_transport == "grpcio":
+        from ota_hook.exhook.grpcio_listener import GrpcioListener  # noqa: PLC0415 - grpc is a second of start-up
+
         return GrpcioListener(
             provider,
             listen=str(settings.hook_listen),
@@ -525,6 +535,8 @@ def _choose_broker_port(standin: StandinOptions, settings: Settings) -> tuple[St
 
 @asynccontextmanager
 async def _run_standin(standin: StandinOptions, hook_address: str) -> AsyncIterator[str]:
+    from ota_hook.standin.broker import ExhookOptions, StandinBroker  # noqa: PLC0415 - as above, and an extra
+
     broker = StandinBroker(
         host=standin.listen.host,
         port=standin.listen.port,

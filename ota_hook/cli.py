@@ -27,8 +27,8 @@ EXIT_CONFIGURATION: Final = 2
 app = typer.Typer(
     name="ota-hook",
     help="Over-the-air firmware upgrades for fleets on the EMQX MQTT broker.\n\n"
-    "Start with `ota-hook demo`, then `ota-hook serve`. Every setting is a flag of some command, an environment"
-    " variable OTA_HOOK_…, or a line of the file given with --config (flag > environment > file > default).",
+    "Start with `ota-hook demo`, then `ota-hook serve`. A setting is an environment variable OTA_HOOK_…,"
+    " a line of the file given with --config, and the common ones are flags (flag > environment > file > default).",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -56,6 +56,13 @@ ListenField = Annotated[Listen, BeforeValidator(parse_listen)]
 BaseUrl = Annotated[str, BeforeValidator(_parse_base_url)]
 
 
+def _parse_https_base_url(value: object) -> str:
+    text = _parse_base_url(value)
+    if not text.startswith("https://"):
+        raise ValueError("give an https:// address")
+    return text
+
+
 class Settings(BaseModel):
     """The settings of all roles. Each field is `OTA_HOOK_` + its name in capitals, and its name in the file."""
 
@@ -123,7 +130,7 @@ class Settings(BaseModel):
     public_url: BaseUrl | None = Field(
         default=None, description="What devices download from. Unset: `http://` and the admin listen address."
     )
-    public_url_https: BaseUrl | None = Field(
+    public_url_https: Annotated[str, BeforeValidator(_parse_https_base_url)] | None = Field(
         default=None, description="The same over HTTPS, for firmware with `use_https`."
     )
     topics: str = Field(
@@ -161,7 +168,7 @@ class Settings(BaseModel):
     def _check_topics(self) -> Self:
         known = [*BUILT_IN_DIALECTS, *self.dialects]
         if self.topics not in known:
-            raise ValueError(f"topics: {self.topics!r} is no dialect{_nearest(self.topics, known)}")
+            raise ValueError(f"OTA_HOOK_TOPICS: {self.topics!r} is none of the dialects {', '.join(known)}")
         for name, templates in self.dialects.items():
             try:
                 parse_dialect(name, templates)
@@ -172,22 +179,24 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.admin_tls_listen is not None and (self.admin_tls_cert is None or self.admin_tls_key is None):
-            raise ValueError("admin_tls_listen needs admin_tls_cert and admin_tls_key")
+            raise ValueError("OTA_HOOK_ADMIN_TLS_LISTEN needs OTA_HOOK_ADMIN_TLS_CERT and OTA_HOOK_ADMIN_TLS_KEY")
         hook_tls = (self.hook_tls_cert, self.hook_tls_key)
         if any(hook_tls) and not all(hook_tls):
-            raise ValueError("hook_tls_cert and hook_tls_key go together")
+            raise ValueError("OTA_HOOK_HOOK_TLS_CERT and OTA_HOOK_HOOK_TLS_KEY go together")
         if self.hook_tls_client_ca is not None and not all(hook_tls):
-            raise ValueError("hook_tls_client_ca needs hook_tls_cert and hook_tls_key")
+            raise ValueError("OTA_HOOK_HOOK_TLS_CLIENT_CA needs OTA_HOOK_HOOK_TLS_CERT and OTA_HOOK_HOOK_TLS_KEY")
         if not self.hook_listen.is_loopback and self.hook_tls_client_ca is None and not self.hook_insecure:
             raise ValueError(
-                f"hook_listen {self.hook_listen} is open to others, and whoever reaches it can pretend to be every"
-                " device: set hook_tls_cert, hook_tls_key and hook_tls_client_ca (mTLS), or OTA_HOOK_HOOK_INSECURE=true"
+                f"OTA_HOOK_HOOK_LISTEN: {self.hook_listen} is open to others, and whoever reaches it can pretend to be every"
+                " device: set OTA_HOOK_HOOK_TLS_CERT, _KEY and _CLIENT_CA (mTLS), or OTA_HOOK_HOOK_INSECURE=true"
                 " where the network itself keeps others out"
             )
         if self.hook_workers > 1 and self.hook_transport == "grpcio":
-            raise ValueError("hook_workers: the grpcio transport is the reference for tests and has one worker")
+            raise ValueError(
+                "OTA_HOOK_HOOK_WORKERS: the grpcio transport is the reference for tests and has one worker"
+            )
         if self.reply == "publish" and self.mqtt_url is None:
-            raise ValueError("reply = publish needs OTA_HOOK_MQTT_URL")
+            raise ValueError("OTA_HOOK_REPLY=publish needs OTA_HOOK_MQTT_URL")
         return self
 
 
@@ -243,5 +252,5 @@ def _read_environment(environ: Mapping[str, str], known: set[str]) -> dict[str, 
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]}?" if matches else "."

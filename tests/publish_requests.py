@@ -118,7 +118,7 @@ REFUSED = {
     "an overlong NUL": message(field(5, b"\xc0\x80")),
     "field number 0": b"\x02\x00",
     "field number 0 in meta": field(2, b"\x02\x00"),
-    "field number 0 behind a tag of two bytes": field(2, b"\x82\x00\x00"),
+    "field number 0 behind a tag of two bytes": field(2, b"\x82\x00"),
     "field number 0 in a header": message(field(8, b"\x02\x00")),
     "a text of meta as a number": field(2, b"\x08\x02\x0a\x05"),
     "a length of six bytes": message(b"\x2a\x81\x80\x80\x80\x80\x00a"),

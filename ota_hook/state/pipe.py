@@ -238,7 +238,7 @@ class RedisPipe:
         for answer in await asyncio.gather(*[self._ask(words) for words in opening]):
             if isinstance(answer, Exception):
                 raise answer
-        self._ready, self._stalled = True, False
+        self._ready = True
         self._last_reply = self._loop.time()
         self.connections += 1
         return address
@@ -310,7 +310,7 @@ class RedisPipe:
         """Forget the connection and answer all that waits. Safe to call at any time, and again."""
         if self._ready and self._task is not None:
             _log.warning("redis_connection_lost", reason=reason)
-        self._ready = False
+        self._ready = self._stalled = False
         if self._link is not None:
             self._link.pipe = None
             self._link = None

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import structlog
 from redis import crc
-from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, NodesManager
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -28,7 +26,6 @@ from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004 - redis-py's, as everywhere in this folder
     NoPermissionError,
-    RedisClusterException,
     RedisError,
 )
 
@@ -207,7 +204,7 @@ class Primaries:
         """Whom one Sentinel names, once that one says itself that it is the primary."""
         options = _options(self._ask_seconds) | dict(self.url.sentinel_options) | {"host": host, "port": port}
         sentinel = Sentinel([])  # type: ignore[no-untyped-call]
-        sentinel.sentinels = [Redis.from_pool(ConnectionPool(**options))]
+        sentinel.sentinels = [Redis.from_pool(BlockingConnectionPool(**options))]
         try:
             primary = self.address_at(*await sentinel.discover_master(self.url.service))
         except MasterNotFoundError as exc:
@@ -216,7 +213,9 @@ class Primaries:
             raise ConnectionError(f"the Sentinel {host}:{port} names no primary of {self.url.service!r}") from exc
         finally:
             await _close(sentinel.aclose())
-        redis = Redis.from_pool(ConnectionPool(**self.connection_options(primary, timeout_seconds=self._ask_seconds)))
+        redis = Redis.from_pool(
+            BlockingConnectionPool(**self.connection_options(primary, timeout_seconds=self._ask_seconds))
+        )
         try:
             role = (await redis.execute_command("ROLE"))[0]  # type: ignore[no-untyped-call]
         except NoPermissionError:  # then the Sentinel is taken at its word
@@ -228,35 +227,37 @@ class Primaries:
         return primary
 
     async def _ask_cluster(self) -> tuple[SlotRange, ...]:
-        """The slot map of the first node that answers; besides the URL's, those that were known last are asked."""
-        options = _options(self._ask_seconds) | dict(self.url.options)
-        seeds = [ClusterNode(*place, **options) for place in dict.fromkeys((*self.url.nodes, *self._others))]
-        # Without the client around it, whose `initialize` also asks a primary for its commands: it may be the dead one.
-        nodes = NodesManager(seeds, require_full_coverage=False, connection_kwargs=options, dynamic_startup_nodes=False)
+        """The slot map of the first node that answers, in no fixed order: one that is misled is not asked for ever."""
+        nodes = list(dict.fromkeys((*self._others, *self.url.nodes)))
+        random.shuffle(nodes)
+        problem: Exception = ConnectionError("the Cluster's nodes serve no slot (yet)")
+        for host, port in nodes:
+            try:
+                found = await self._ask_node(host, port)
+            except (RedisError, OSError) as exc:
+                problem = exc
+                if isinstance(exc, AuthenticationError):
+                    break
+                continue
+            if found:
+                return found
+        raise problem
+
+    async def _ask_node(self, host: str, port: int) -> tuple[SlotRange, ...]:
+        options = self.connection_options(self.address_at(host, port), timeout_seconds=self._ask_seconds)
+        redis = Redis.from_pool(BlockingConnectionPool(**options))
         try:
-            await nodes.initialize()
-            found = {slot: (holders[0].host, int(holders[0].port)) for slot, holders in nodes.slots_cache.items()}
-            self._others = tuple((node.host, int(node.port)) for node in nodes.nodes_cache.values())
-        except RedisClusterException as exc:  # no RedisError
-            if isinstance(exc.__cause__, AuthenticationError):
-                raise exc.__cause__ from exc
-            raise ConnectionError(str(exc)) from exc
+            rows = await redis.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
         finally:
-            # The nodes that it found have no connections of their own yet.
-            await _close(nodes.aclose("startup_nodes"))
-        if not found:
-            raise ConnectionError("the Cluster's nodes serve no slot (yet)")
-        return _as_ranges({slot: self.address_at(*place) for slot, place in found.items()})
-
-
-def _as_ranges(by_slot: dict[int, Address]) -> tuple[SlotRange, ...]:
-    ranges = []
-    # Neighbours of one primary share the difference between slot and place in the list.
-    numbered = enumerate(sorted(by_slot))
-    for (_, address), run in groupby(numbered, lambda pair: (pair[1] - pair[0], by_slot[pair[1]])):
-        slots = [slot for _, slot in run]
-        ranges.append(SlotRange(slots[0], slots[-1], address))
-    return tuple(ranges)
+            await _close(redis.aclose())
+        # A node that does not know its own name leaves it to the asker.
+        places = [[((node[0] or b"").decode() or host, int(node[1])) for node in row[2:]] for row in rows]
+        self._others = tuple(dict.fromkeys(place for places_of_row in places for place in places_of_row))
+        found = (
+            SlotRange(int(row[0]), int(row[1]), self.address_at(*primary))
+            for row, (primary, *_) in zip(rows, places, strict=True)
+        )
+        return tuple(sorted(found, key=lambda slots: slots.first))
 
 
 async def _close(closing: Coroutine[Any, Any, None]) -> None:

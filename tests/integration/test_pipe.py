@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from tests.redis_process import HOST, RedisProcess, redis_process
 pytestmark = pytest.mark.both_loops
 
 BUDGET_MS = 50
-SLACK_S = 0.1
-"""What a busy machine may add to a tick."""
+SLACK_S = 0.02
+"""Beside what the machine's business costs the loop, which is measured."""
 SET_AND_GET = "redis.call('SET', KEYS[1], ARGV[1]) return redis.call('GET', KEYS[1])"
 
 
@@ -94,6 +94,24 @@ class Asked:
         return sum(isinstance(answers[0], Unavailable) for answers in self.answers if answers)
 
 
+@contextmanager
+def measured_lag() -> Iterator[list[float]]:
+    """By how much the loop ran its timers late, whoever held it up."""
+    loop = asyncio.get_running_loop()
+    lag_s: list[float] = [0.0]
+
+    def look(due: float) -> None:
+        nonlocal timer
+        lag_s.append(loop.time() - due)
+        timer = loop.call_later(_TICK_S, look, loop.time() + _TICK_S)
+
+    timer = loop.call_later(_TICK_S, look, loop.time() + _TICK_S)
+    try:
+        yield lag_s
+    finally:
+        timer.cancel()
+
+
 async def is_back(pipe: RedisPipe, *, within_s: float = 10.0) -> float:
     """It takes commands again by itself, and answers them."""
     took_s = await eventually(lambda: pipe.available, within_s=within_s, what="the pipe's return")
@@ -116,14 +134,16 @@ async def test_thousands_of_commands_in_one_turn_are_answered_in_order(address: 
 
 async def test_the_commands_of_one_turn_leave_in_one_write(server: RedisProcess, address: Address) -> None:
     async with piped(at(address), budget_ms=30_000) as pipe:
-        for _ in range(3):
+        reads = []
+        for commands in (0, 1, 300, 300):
             before = int(server.info("stats")["total_reads_processed"])
             asked = Asked(pipe)
-            for number in range(300):
+            for number in range(commands):
                 asked.submit("ECHO", number)
             await asked.all_answered()
-            # One of the two is the question itself.
-            assert int(server.info("stats")["total_reads_processed"]) - before == 2
+            reads.append(int(server.info("stats")["total_reads_processed"]) - before)
+        questions = reads[0]
+        assert reads == [questions, questions + 1, questions + 1, questions + 1]
 
 
 async def test_no_command_is_answered_in_the_turn_that_sent_it(address: Address) -> None:
@@ -173,14 +193,15 @@ async def test_a_stalled_redis_costs_each_command_its_budget_at_most_and_then_no
         pipe._last_reply -= 3_600  # a quiet hour before is no stall
         server.stall()
         asked = Asked(pipe)
-        for _ in range(5):
-            for number in range(100):
-                asked.submit("ECHO", number)
-            await asyncio.sleep(_TICK_S)
-        await asked.all_answered()
+        with measured_lag() as lag_s:
+            for _ in range(5):
+                for number in range(100):
+                    asked.submit("ECHO", number)
+                await asyncio.sleep(_TICK_S)
+            await asked.all_answered()
         assert asked.refused() == 500
-        assert min(asked.took_s) >= BUDGET_MS / 1000 - 0.03  # the last of them meet a pipe that is open already
-        assert max(asked.took_s) <= BUDGET_MS / 1000 + _TICK_S + SLACK_S
+        assert min(asked.took_s[asked.order.index(number)] for number in range(100)) >= BUDGET_MS / 1000
+        assert max(asked.took_s) <= BUDGET_MS / 1000 + _TICK_S + SLACK_S + max(lag_s)
         assert not pipe.available
 
         late = Asked(pipe)
@@ -220,8 +241,7 @@ async def test_a_redis_that_stalls_for_long_is_given_up_and_comes_back_by_itself
         asked = Asked(pipe)
         asked.submit("PING")
         with structlog.testing.capture_logs() as said:
-            await eventually(lambda: pipe._transport is None, within_s=5, what="giving up")
-        assert "redis_given_up" in {line["event"] for line in said}
+            await eventually(lambda: "redis_given_up" in {line["event"] for line in said}, what="giving up")
         assert pipe.connections == 1
         server.resume()
         await is_back(pipe)
@@ -402,11 +422,11 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(
 
 
 async def test_a_redis_that_still_loads_its_data_is_waited_for(tmp_path: Path) -> None:
-    with redis_process(tmp_path / "redis") as server:
-        server.ask("DEBUG", "POPULATE", 4_000)
+    with redis_process(tmp_path / "redis", "--rdbcompression", "no") as server:
+        server.ask("DEBUG", "POPULATE", 300, "key", 100_000)  # it answers once per 2 MiB while it loads
         server.ask("SAVE")
         server.kill()
-        server.launch("--key-load-delay", "400", "--loading-process-events-interval-bytes", "1024")
+        server.launch("--key-load-delay", "4000")
 
         def is_loading() -> bool:
             try:
@@ -419,7 +439,7 @@ async def test_a_redis_that_still_loads_its_data_is_waited_for(tmp_path: Path) -
             async with piped(at(tcp(server.port)), scripts=[SET_AND_GET]) as pipe:
                 assert not pipe.available
                 await is_back(pipe, within_s=20)
-                assert await answered(pipe, "DBSIZE") == 4_000
+                assert await answered(pipe, "DBSIZE") == 300
         assert any("LOADING" in str(line.get("problem")) for line in said)
 
 
@@ -493,7 +513,6 @@ NONSENSE = [
     b"$99999999999999999999\r\n",
     b"*99999999999999999999\r\n",
     b":12a\r\n",
-    b"*1\r\n" * 1_000,
 ]
 
 

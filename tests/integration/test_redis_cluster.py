@@ -270,6 +270,6 @@ async def test_a_cluster_that_is_not_there_is_a_dependency_error() -> None:
 async def test_a_single_redis_under_a_clusters_url_is_a_dependency_error_that_says_so(tmp_path: Path) -> None:
     async with served(single_redis(tmp_path)) as server:
         client = connect_redis(f"redis+cluster://127.0.0.1:{server.port}")
-        with pytest.raises(DependencyError, match="Cluster mode is not enabled"):
+        with pytest.raises(DependencyError, match="cluster support disabled"):
             await open_layout(client)
         await client.aclose()

@@ -32,8 +32,8 @@ from tests.integration.waiting import eventually
 
 TYPE = DeviceType(key="tracker", name="Tracker", revision=0)
 TIMEOUT_SECONDS = 1.0
-RESUMED_WITHIN_S = 4.0
-"""After the replica became primary, by its own account."""
+RESUMED_WITHIN_S = 5.0
+"""After the replica became primary by its own account; a Cluster's new primary then still waits for a replica."""
 
 
 @dataclass
@@ -49,7 +49,6 @@ class Process:
     rules: list[str] = field(default_factory=list)
     put: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    changed_at: float = 0.0
 
     async def change(self, number: int) -> None:
         """One catalogue change that adds a rule and counts itself."""
@@ -70,7 +69,6 @@ class Process:
             return
         self.counted += 1
         self.rules.append(rule.id)
-        self.changed_at = time.monotonic()
 
     async def put_device(self, number: int) -> None:
         try:
@@ -166,12 +164,11 @@ async def test_a_cluster_primary_that_is_killed_is_replaced_and_nothing_replicat
             died_with = len(writer.put)
             await eventually(lambda: not reader.catalogue.healthy, what="the age of the snapshot")
             await replacement_of(victim, replicas)
-            elected_at = time.monotonic()
             # Without a replica the new primary's writes would stay unconfirmed; the old one comes back as that.
             victim.restart()
             before = writer.counted
-            await eventually(lambda: writer.counted > before + 30, within_s=10, what="the resumption of changes")
-            assert writer.changed_at - elected_at < RESUMED_WITHIN_S
+            await eventually(lambda: writer.counted > before, within_s=RESUMED_WITHIN_S, what="the first change")
+            await eventually(lambda: writer.counted > before + 30, within_s=10, what="thirty more changes")
             await eventually(lambda: reader.catalogue.healthy, within_s=RESUMED_WITHIN_S, what="the refresh")
             # Devices of the other two primaries were written all the time.
             assert len(writer.put) > died_with
@@ -216,10 +213,9 @@ async def test_a_primary_behind_sentinels_that_is_killed_is_replaced_and_nothing
             watched.sentinels[0].kill()  # the first that the URL names; two are enough
             victim.kill()
             await replacement_of(victim, watched.servers)
-            elected_at = time.monotonic()
             before = writer.counted
-            await eventually(lambda: writer.counted > before + 30, within_s=15, what="the resumption of changes")
-            assert writer.changed_at - elected_at < RESUMED_WITHIN_S + 2
+            await eventually(lambda: writer.counted > before, within_s=RESUMED_WITHIN_S, what="the first change")
+            await eventually(lambda: writer.counted > before + 30, within_s=10, what="thirty more changes")
         await eventually(lambda: reader.catalogue.current.revision == writer.catalogue.current.revision)
         await check_that_nothing_replicated_is_missing(writer, watched.url)
 
@@ -236,7 +232,7 @@ async def test_a_primary_behind_sentinels_that_hangs_is_left_and_does_not_come_b
             try:
                 new = await replacement_of(victim, watched.servers)
                 before = writer.counted
-                await eventually(lambda: writer.counted > before + 10, within_s=10, what="the resumption of changes")
+                await eventually(lambda: writer.counted > before + 10, within_s=10, what="ten more changes")
             finally:
                 victim.resume()
             # It calls itself primary until the Sentinels tell it otherwise, some ten seconds later.
