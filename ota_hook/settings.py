@@ -119,7 +119,7 @@ class Settings(BaseModel):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="`redis://`, `rediss://` or `unix://`. Unset: an embedded Redis in the data directory.",
+        description="One Redis, Sentinels or a Cluster; see below. Unset: an embedded Redis in the data directory.",
     )
     redis_prefix: str = Field(
         default="ota", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Begins every key; separates deployments."
@@ -187,8 +187,8 @@ class Settings(BaseModel):
             raise ValueError("OTA_HOOK_HOOK_TLS_CLIENT_CA needs OTA_HOOK_HOOK_TLS_CERT and OTA_HOOK_HOOK_TLS_KEY")
         if not self.hook_listen.is_loopback and self.hook_tls_client_ca is None and not self.hook_insecure:
             raise ValueError(
-                f"OTA_HOOK_HOOK_LISTEN: {self.hook_listen} is open to others, and whoever reaches it can pretend to be every"
-                " device: set OTA_HOOK_HOOK_TLS_CERT, _KEY and _CLIENT_CA (mTLS), or OTA_HOOK_HOOK_INSECURE=true"
+                f"OTA_HOOK_HOOK_LISTEN: {self.hook_listen} is open to others, and whoever reaches it can pretend to be"
+                " every device: set OTA_HOOK_HOOK_TLS_CERT, _KEY and _CLIENT_CA (mTLS), or OTA_HOOK_HOOK_INSECURE=true"
                 " where the network itself keeps others out"
             )
         if self.hook_workers > 1 and self.hook_transport == "grpcio":

@@ -213,9 +213,7 @@ class Primaries:
             raise ConnectionError(f"the Sentinel {host}:{port} names no primary of {self.url.service!r}") from exc
         finally:
             await _close(sentinel.aclose())
-        redis = Redis.from_pool(
-            BlockingConnectionPool(**self.connection_options(primary, timeout_seconds=self._ask_seconds))
-        )
+        redis = self._client_to_ask(primary)
         try:
             role = (await redis.execute_command("ROLE"))[0]  # type: ignore[no-untyped-call]
         except NoPermissionError:  # then the Sentinel is taken at its word
@@ -225,6 +223,10 @@ class Primaries:
         if role not in {b"master", "master"}:
             raise ConnectionError(f"the Sentinel {host}:{port} names {primary}, which is no primary (yet)")
         return primary
+
+    def _client_to_ask(self, address: Address) -> Redis:
+        options = self.connection_options(address, timeout_seconds=self._ask_seconds)
+        return Redis.from_pool(BlockingConnectionPool(**(options | _options(self._ask_seconds))))
 
     async def _ask_cluster(self) -> tuple[SlotRange, ...]:
         """The slot map of the first node that answers, in no fixed order: one that is misled is not asked for ever."""
@@ -244,8 +246,7 @@ class Primaries:
         raise problem
 
     async def _ask_node(self, host: str, port: int) -> tuple[SlotRange, ...]:
-        options = self.connection_options(self.address_at(host, port), timeout_seconds=self._ask_seconds)
-        redis = Redis.from_pool(BlockingConnectionPool(**options))
+        redis = self._client_to_ask(self.address_at(host, port))
         try:
             rows = await redis.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
         finally:

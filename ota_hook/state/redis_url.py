@@ -148,9 +148,7 @@ def _assemble(
         _refuse("a Cluster has no database but 0")
     connection_class = options.setdefault("connection_class", Connection)
     sentinel_options = {
-        name: value
-        for name, value in options.items()
-        if name.startswith("ssl_") or name in {"connection_class", "socket_timeout", "socket_connect_timeout"}
+        name: value for name, value in options.items() if name.startswith("ssl_") or name == "connection_class"
     }
     for name, plain in _SENTINEL_LOGIN.items():
         if name in options and kind is Deployment.SENTINEL:
