@@ -1,7 +1,7 @@
 # Bare `make` lists the targets. Each brings what it needs; run twice, nothing is done twice.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test test-nightly fuzz lint format lock clean
+.PHONY: help build demo serve test test-nightly fuzz bench lint format lock clean
 MAKEFLAGS += --no-print-directory
 
 # The first Python >= 3.11 that runs.
@@ -30,6 +30,12 @@ test-nightly: build ## the property tests with 100,000 examples each; takes an h
 
 fuzz: build ## libFuzzer against the codec (FUZZ_RUNS=5000000)
 	@tests/fuzz/run.sh $(FUZZ_RUNS)
+
+bench: build ## the benchmarks, some ten minutes on an idle machine; writes benchmarks/results (benchmarks/README.md)
+	@for script in session_cost exhook_call check growth; do \
+		$(BIN)/python -m benchmarks.$$script > benchmarks/results/$$script.new || { cat benchmarks/results/$$script.new; exit 1; }; \
+		mv benchmarks/results/$$script.new benchmarks/results/$$script.txt; cat benchmarks/results/$$script.txt; echo; \
+	done
 
 lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codespell
 	@$(BIN)/ruff check .

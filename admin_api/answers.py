@@ -41,6 +41,7 @@ _MEANINGS: Final = {
     400: "The request can't be read.",
     401: "No good token.",
     404: "It does not exist.",
+    406: "It is not available in what Accept names.",
     409: "It contradicts what exists.",
     410: "It was deleted.",
     412: "It is not as If-Match or If-None-Match expects.",

@@ -23,7 +23,8 @@ _DESCRIPTION: Final = """Device types, devices, firmware and rules of an ota-hoo
 
 Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
 are problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a
-JSON merge patch. POST takes an `Idempotency-Key`, kept for 24 hours; streams of lines may be sent again as they are."""
+JSON merge patch; null is refused where it is no value of the field. POST takes an `Idempotency-Key`, kept for 24 hours;
+streams of lines may be sent again as they are."""
 
 
 def create_app(context: AdminContext) -> FastAPI:

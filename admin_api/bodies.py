@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Final
@@ -24,6 +25,8 @@ LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body, for so long, is read after it was answered."""
 
 NDJSON: Final = "application/x-ndjson"
+_NDJSON_TYPES: Final = (NDJSON, "application/ndjson", "application/jsonl")
+_NO_QUALITY: Final = re.compile(r"q\s*=\s*0(?:\.0{0,3})?")
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 
 
@@ -112,12 +115,34 @@ def _short_enough(line: bytes, number: int) -> bytes:
     return line
 
 
+def require_ndjson_accepted(request: Request) -> None:
+    """406 where the client says that it can't read NDJSON (RFC 9110 §12.5.1)."""
+    given = ",".join(request.headers.getlist("accept"))
+    if not given.strip(" ,"):
+        return
+    qualities = dict(_read_quality(entry) for entry in given.split(","))
+    # The most specific range counts.
+    for media_ranges in (_NDJSON_TYPES, ("application/*",), ("*/*",)):
+        found = [qualities[media_range] for media_range in media_ranges if media_range in qualities]
+        if found:
+            if any(found):
+                return
+            break
+    raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"This is available as {NDJSON} alone.")
+
+
+def _read_quality(entry: str) -> tuple[str, bool]:
+    """`Text/CSV; q=0.5` → `("text/csv", True)`; False where the quality is 0."""
+    media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
+    return media_range, not any(_NO_QUALITY.fullmatch(parameter) for parameter in parameters)
+
+
 def require_ndjson(request: Request) -> None:
     """415 unless the body is NDJSON."""
     media_type = media_type_of(request)
     if media_type == "text/csv":
         raise unsupported_media_type("CSV is not available yet; send application/x-ndjson.")
-    if media_type not in {NDJSON, "application/jsonl", "application/ndjson"}:
+    if media_type not in _NDJSON_TYPES:
         raise unsupported_media_type("The body must be application/x-ndjson: one JSON value a line.")
 
 

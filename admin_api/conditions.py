@@ -51,7 +51,7 @@ def parse_entity_tags(text: str) -> tuple[str, ...]:
         return ("*",)
     rest = _TAGS.sub("", text)
     if rest.strip(" \t,"):
-        raise InputError(f"{text[:64]!a} is no list of entity tags.", field="If-Match")
+        raise InputError(f"{text[:64]!r} is no list of entity tags.", field="If-Match")
     return tuple(_TAGS.findall(text))
 
 

@@ -54,16 +54,7 @@ def validate(model: type[M], document: object) -> M:
     try:
         return model.model_validate(document)
     except ValidationError as exc:
-        raise RequestValidationError(exc.errors(include_url=False, include_context=False)) from exc
-
-
-def merge_patch(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """The target with a JSON merge patch applied (RFC 7396): null removes a field, so that its default applies.
-
-    No field of ours holds an object, so that nothing nested is merged; validation refuses objects.
-    """
-    merged = {**target, **patch}
-    return {name: value for name, value in merged.items() if value is not None}
+        raise RequestValidationError(exc.errors(include_url=False)) from exc
 
 
 def _checked(check: Callable[[T], T]) -> AfterValidator:
@@ -386,7 +377,8 @@ class FirmwareFields(FirmwareSettings):
 
 class FirmwareOut(BaseModel):
     """A firmware. `devices` holds the first thousand of its list in order, `devices_count` how many there are; both
-    are null where every device may have it. `url` is what devices are given, null where the HTTPS base is not set.
+    are null where every device may have it. `devices_truncated`: there are more than `devices` shows, and
+    `/firmware/{id}/devices` has them all. `url` is what devices are given, null where the HTTPS base is not set.
     """
 
     id: str
@@ -400,6 +392,7 @@ class FirmwareOut(BaseModel):
     source_versions: list[str]
     devices: list[str] | None
     devices_count: int | None
+    devices_truncated: Annotated[bool, Field(description="Whether the device list is longer than `devices` shows.")]
     tags: None = None
     percentage: None = None
     filename: str
@@ -422,6 +415,7 @@ class FirmwareOut(BaseModel):
             module=firmware.module,
             devices=devices,
             devices_count=devices_count,
+            devices_truncated=len(devices or ()) < (devices_count or 0),
             filename=package.filename,
             size=package.size_bytes,
             md5=package.md5,

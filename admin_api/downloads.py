@@ -19,7 +19,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from admin_api.answers import problems
+from admin_api.answers import Responses, problems
 from admin_api.conditions import parse_entity_tags
 from admin_api.context import Context
 from admin_api.problems import problem_response
@@ -83,7 +83,20 @@ def _merged(spans: list[Span]) -> list[Span]:
     return merged
 
 
-@router.head("/firmware/{firmware_id}/{filename}", include_in_schema=False)
+def _without_token(*statuses: int) -> Responses:
+    return {status: response for status, response in problems(*statuses).items() if status != 401}
+
+
+@router.head(
+    "/firmware/{firmware_id}/{filename}",
+    summary="What a download would be: its size and its digest",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        304: {"description": "Unchanged."},
+        **_without_token(404, 410, 412),
+    },
+)
 @router.get(
     "/firmware/{firmware_id}/{filename}",
     summary="Download a firmware's package",
@@ -92,7 +105,7 @@ def _merged(spans: list[Span]) -> list[Span]:
         200: {"content": {"application/octet-stream": {}}},
         206: {"description": "The ranges asked for."},
         304: {"description": "Unchanged."},
-        **{status: response for status, response in problems(404, 410, 412, 416).items() if status != 401},
+        **_without_token(404, 410, 412, 416),
     },
 )
 async def download_firmware(context: Context, request: Request, firmware_id: str, filename: str) -> Response:
@@ -130,7 +143,8 @@ def _headers(firmware: Firmware) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
         "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "public, max-age=31536000, immutable",
+        # Its bytes never change, but it may be deleted: caches ask again, and the ETag makes that cheap.
+        "Cache-Control": "public, max-age=300",
     }
 
 

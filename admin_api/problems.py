@@ -11,12 +11,15 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
+from admin_api.faults import describe_fault
 from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5
 _ERRORS_MAX: Final = 100
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def problem_response(
@@ -80,9 +83,12 @@ def install_problems(app: FastAPI) -> None:
         assert isinstance(exc, RequestValidationError)  # noqa: S101
         return _invalid(exc)
 
-    async def on_http(_: Request, exc: Exception) -> Response:
+    async def on_http(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, StarletteHTTPException)  # noqa: S101
-        return problem_response(exc.status_code, _http_detail(exc), headers=exc.headers)
+        headers = exc.headers
+        if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_allowed_methods(request))}
+        return problem_response(exc.status_code, _http_detail(exc), headers=headers)
 
     async def on_disconnect(_: Request, exc: Exception) -> Response:
         return problem_response(HTTPStatus.BAD_REQUEST, "The client went away.")  # nobody reads it
@@ -110,6 +116,16 @@ def _internal_error() -> Response:
     return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its log says how.")
 
 
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of every route at this address: the framework names those of the first one alone."""
+    scope, routes = request.scope, request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+
+
 def _http_detail(exc: StarletteHTTPException) -> str:
     if exc.status_code == HTTPStatus.NOT_FOUND and exc.detail == "Not Found":
         return "There is nothing at this address."
@@ -119,22 +135,10 @@ def _http_detail(exc: StarletteHTTPException) -> str:
 
 
 def _invalid(exc: RequestValidationError) -> Response:
-    faults = exc.errors()
-    errors = [
-        {"field": _field_name(fault.get("loc", ())), "detail": str(fault.get("msg", "")).removeprefix("Value error, ")}
-        for fault in faults[:_ERRORS_MAX]
-    ]
-    first = errors[0] if errors else {"field": "", "detail": "The request is not valid."}
-    where = f"{first['field']}: " if first["field"] else ""
-    return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}{first['detail']}", errors=errors)
-
-
-def _field_name(location: Sequence[Any]) -> str:
-    """`("body", "versions", "main")` → `versions.main`."""
-    parts = [str(part) for part in location]
-    if parts and parts[0] in {"body", "query", "path", "header"}:
-        parts = parts[1:]
-    return ".".join(parts)[:256]
+    faults = [describe_fault(fault) for fault in exc.errors()[:_ERRORS_MAX]]
+    detail = faults[0][1] if faults else "The request is not valid."
+    errors = [{"field": field, "detail": said} for field, said in faults]
+    return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
 
 def _printable(value: object) -> object:

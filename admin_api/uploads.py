@@ -29,6 +29,7 @@ BOUNDARY_MAX_BYTES: Final = 70
 """RFC 2046 §5.1.1."""
 _FIELDS_ALLOWANCE_BYTES: Final = 8 * 1024 * 1024
 """What a body may have beside the file: ten thousand device fields and their headers."""
+_NAME_SHOWN_CHARS: Final = 64
 
 _REPEATED: Final = {
     "devices": INLINE_DEVICES_MAX,
@@ -187,16 +188,17 @@ class UploadForm:
 
     def _on_headers_finished(self) -> None:
         name, filename = _read_disposition(self._headers.get("content-disposition", ""))
+        shown = name[:_NAME_SHOWN_CHARS]
         if self._headers.get("content-transfer-encoding", "binary").strip().lower() not in {"binary", "8bit", "7bit"}:
-            raise InputError("A part is encoded; send it as it is.", field=name)
+            raise InputError(f"`{shown}` is encoded; send it as it is.", field=name)
         if name == "file":
             self._begin_file(filename)
         elif filename is not None:
-            raise InputError("Only the part `file` may be a file.", field=name)
+            raise InputError(f"`{shown}`: only the part `file` may be a file.", field=name)
         elif name not in FirmwareFields.model_fields:
-            raise InputError("There is no such field.", field=name)
+            raise InputError(f"`{shown}`: there is no such field.", field=name)
         elif len(self._texts.get(name, ())) >= _REPEATED.get(name, 1):
-            raise InputError("The field is there too often.", field=name)
+            raise InputError(f"`{shown}` is there too often.", field=name)
         self._part = name
 
     def _begin_file(self, filename: str | None) -> None:
@@ -214,7 +216,7 @@ class UploadForm:
             self._pieces.append(data[start:end])
         else:
             if len(self._value) + end - start > FIELD_MAX_BYTES:
-                raise InputError(f"The field has more than {FIELD_MAX_BYTES} bytes.", field=self._part)
+                raise InputError(f"`{self._part}` has more than {FIELD_MAX_BYTES} bytes.", field=self._part)
             self._value += data[start:end]
 
     def _on_part_end(self) -> None:
@@ -223,7 +225,7 @@ class UploadForm:
         try:
             text = self._value.decode()
         except UnicodeDecodeError as exc:
-            raise InputError("The field is not UTF-8.", field=self._part) from exc
+            raise InputError(f"`{self._part}` is not UTF-8.", field=self._part) from exc
         self._texts.setdefault(self._part, []).append(text)
 
     def _on_end(self) -> None:
@@ -261,6 +263,6 @@ def _read_field(name: str, texts: list[str]) -> object:
     if name in _BOOLEANS:
         value = _BOOLEAN_TEXTS.get(texts[0].strip().lower())
         if value is None:
-            raise InputError("It must be true or false.", field=name)
+            raise InputError(f"`{name}` must be true or false.", field=name)
         return value
     return texts[0]

@@ -49,7 +49,7 @@ class CheckBodies:
     is_offer: bytes
 
     def offers_in(self, first: int, calls: int) -> int:
-        """How many of `calls` checks from the `first` on are answered with an offer; the file is read round and round."""
+        """How many of `calls` checks from the `first` on are answered with an offer. The file has no end."""
         rounds, rest = divmod(calls, len(self.is_offer))
         start = first % len(self.is_offer)
         return rounds * sum(self.is_offer) + sum((self.is_offer[start:] + self.is_offer[:start])[:rest])

@@ -2,11 +2,12 @@
 
     python -m benchmarks.exhook_call [--calls 300000] [--grpcio-calls 20000] [--rounds 3] [--streams 8 32] [--callgrind]
 
-A publish of 64 bytes on a topic that is no device's, asked as EMQX asks, is answered with IGNORE by three servers in turn:
-`ota-hook hook` on its compiled session, the same provider on grpcio, and benchmarks/bare_server.c, which does HTTP/2 in C
-and nothing more. h2load makes the calls. Each server is a process of its own and may use every core, as a user runs it
-(`--pin` keeps it on one: grpcio, which has threads, is cheaper so); CPU is what the system's books say of that process. The
-answers are looked at through a real gRPC client first. The more calls are under way, the more share one read and one write.
+A publish of 64 bytes on a topic that is no device's, asked as EMQX asks, is answered with IGNORE by three servers in
+turn: `ota-hook hook` on its compiled session, the same provider on grpcio, and benchmarks/bare_server.c, which does
+HTTP/2 in C and nothing more. h2load makes the calls. Each server is a process of its own and may use every core, as a
+user runs it (`--pin` keeps it on one: grpcio, which has threads, is cheaper so); CPU is what the system's books say of
+that process. The answers are looked at through a real gRPC client first. The more calls are under way, the more of them
+share one read and one write.
 
 `--callgrind` counts the instructions of the server's process instead (valgrind; the kernel's don't count).
 """
@@ -41,7 +42,7 @@ HEADERS = (
     "grpc-timeout: 5S",
 )
 SERVERS = ("native", "grpcio", "bare C")
-_CALLGRIND_CALLS = 20_000
+_CALLGRIND_CALLS = 5_000
 _PREFIX = "exhook-call"
 
 
@@ -174,7 +175,10 @@ def count_all(servers: Servers, load: H2load, folder: Path) -> None:
             _control("--zero", server)
             load.run(server.port, _CALLGRIND_CALLS)
             _control("--dump", server)
-            counts = [re.search(r"^(?:summary|totals): (\d+)", dump.read_text(), re.M) for dump in folder.glob(f"{out.name}.*")]
+            counts = [
+                re.search(r"^(?:summary|totals): (\d+)", dump.read_text(), re.MULTILINE)
+                for dump in folder.glob(f"{out.name}.*")
+            ]
         counted[name] = max(int(count[1]) for count in counts if count) / _CALLGRIND_CALLS
         for dump in folder.glob(f"{out.name}*"):
             dump.unlink()

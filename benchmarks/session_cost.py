@@ -1,6 +1,6 @@
 """What one ExHook call costs in the gRPC session, beside a bare C server on the same bytes.
 
-    python benchmarks/session_cost.py [--calls 500000] [--instructions]
+    python -m benchmarks.session_cost [--calls 500000] [--instructions]
 
 Both read the same recorded connection from memory and answer every call with IGNORE: 50 calls a read, as the broker
 sends them with 64-byte payloads. No sockets and no event loop. `--instructions` counts with callgrind instead of
@@ -12,20 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.load import compile_c
+from benchmarks.surroundings import describe, farewell
 from ota_hook.exhook._session import Session
 from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, RequestMeta
 from tests.session_client import ROUTES, Peer, broker_headers
 
-HERE = Path(__file__).parent
 IGNORE = b"\x08\x01"
 CALLS_A_READ = 50
 
@@ -89,20 +88,6 @@ def run_session(reads: list[bytes]) -> tuple[int, list[bytes], float]:
     return calls, sent, time.process_time() - started
 
 
-def compile_bare_server(folder: Path) -> Path:
-    """bare_server, built with cc."""
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "libnghttp2"],  # noqa: S607
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    program = folder / "bare_server"
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    subprocess.run([*compiler, "-O2", "-o", program, HERE / "bare_server.c", *shlex.split(flags)], check=True)  # noqa: S603
-    return program
-
-
 def run_bare(command: list[str], recording: Path) -> dict[str, float]:
     said = subprocess.run(  # noqa: S603
         [*command, "--replay", str(recording), IGNORE.hex()], check=True, capture_output=True, text=True
@@ -138,7 +123,7 @@ def count_instructions(program: Path, folder: Path) -> None:
     """The difference of two lengths, so that starting Python doesn't count."""
     per_call = {}
     for name, command in (
-        ("session, from Python", [sys.executable, __file__, "--replay"]),
+        ("session, from Python", [sys.executable, "-m", "benchmarks.session_cost", "--replay"]),
         ("bare C server", [str(program), "--replay"]),
     ):
         counts = []
@@ -183,14 +168,14 @@ def main() -> None:
     if options.replay:
         run_session(read_recording(Path(options.replay[0])))
         return
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)  # noqa: S607
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {commit.stdout.strip()}")  # noqa: T201
+    describe("session_cost")
     with tempfile.TemporaryDirectory() as folder:
-        program = compile_bare_server(Path(folder))
+        program = compile_c("bare_server", Path(folder))
         if options.instructions:
             count_instructions(program, Path(folder))
         else:
             time_both(program, record(options.calls // CALLS_A_READ), Path(folder), options.rounds)
+    farewell()
 
 
 if __name__ == "__main__":

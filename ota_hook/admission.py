@@ -109,7 +109,8 @@ def _utf8_length(text: str, what: str) -> int:
 
 
 def _shown(text: str) -> str:
-    return ascii(text) if len(text) <= 64 else ascii(text[:61]) + "…"
+    """In quotes and cut, with what is not printable spelled out."""
+    return repr(text) if len(text) <= 64 else repr(text[:61]) + "…"
 
 
 # ---- device types
@@ -271,8 +272,8 @@ def admit_firmware(
     check_firmware_version(snapshot, proposed.device_type, proposed.version)
     if proposed.allow_downgrade and not proposed.source_versions:
         raise InputError(
-            "A firmware that allows downgrade must say from which versions.",
-            mend="Set source_versions.",
+            "A firmware that allows downgrade must say from which versions (`source_versions`).",
+            mend="Set them.",
             field="source_versions",
         )
     old = snapshot.firmware.get(proposed.id)

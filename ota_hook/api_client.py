@@ -120,7 +120,7 @@ class ApiClient:
         return _read_document(response), response.status_code == HTTPStatus.CREATED
 
     def patch(self, path: str, changes: Mapping[str, object]) -> Document:
-        """Change the named fields; None sets a field back to its default."""
+        """Change the named fields; None only where null is a value of the field (`devices`: every device)."""
         headers = {"Content-Type": _MERGE_PATCH}
         return _read_document(self._ask("PATCH", path, content=_encode(changes), headers=headers))
 
@@ -282,7 +282,7 @@ def _quoted(segment: str) -> str:
     try:
         text = quote(segment, safe="")
     except UnicodeEncodeError as exc:
-        raise InputError(f"{segment[:160]!a} is not Unicode text.") from exc
+        raise InputError(f"{segment[:160]!r} is not Unicode text.") from exc
     # As they stand, "." and ".." are steps in a path.
     return text.replace(".", "%2E") if text in {".", ".."} else text
 
@@ -298,7 +298,7 @@ def _read_base_url(text: str) -> str:
         usable = False
     if not usable or any(c in base for c in "?# \t\r\n@"):
         raise ConfigurationError(
-            f"{text[:200]!a} is no address of an admin API.", mend="Give one as in http://127.0.0.1:8080."
+            f"{text[:200]!r} is no address of an admin API.", mend="Give one as in http://127.0.0.1:8080."
         )
     return base
 
@@ -378,9 +378,10 @@ def _detail_of(problem: Document) -> str:
     detail, field = str(problem.get("detail", "")), _field_of(problem)
     if field and field not in detail and field.replace("_", " ") not in detail.lower():
         detail = f"{field}: {detail}"
-    more = [
-        text
-        for fault in _faults_of(problem)[1:_FAULTS_TOLD]
-        if (text := ": ".join(filter(None, (str(fault.get("field", "")), str(fault.get("detail", ""))))))
-    ]
-    return " ".join([detail, *more])
+    more = [_fault_text(fault) for fault in _faults_of(problem)[1:_FAULTS_TOLD]]
+    return " ".join(filter(None, [detail, *more]))
+
+
+def _fault_text(fault: Document) -> str:
+    field, detail = str(fault.get("field", "")), str(fault.get("detail", ""))
+    return detail if field in detail else ": ".join(filter(None, (field, detail)))

@@ -189,7 +189,7 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
         url = settings.redis_url.get_secret_value() if settings.redis_url is not None else ""
         redis = connect_redis(url)
         stack.push_async_callback(redis.aclose)
-        keys = await open_layout(redis, prefix=settings.redis_prefix)
+        keys = await _open_layout(redis, settings)
         for risk in await list_risks(redis):
             _log.warning("redis_may_forget", problem=risk)
         writer = DurableWriter(redis, replicas=settings.redis_wait_replicas)
@@ -214,6 +214,13 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
             "refused_documents", "Documents that can't be used; the last good ones are.", lambda: len(catalogue.refused)
         )
         yield state
+
+
+async def _open_layout(redis: RedisClient, settings: Settings) -> Keys:
+    try:
+        return await open_layout(redis, prefix=settings.redis_prefix)
+    except DependencyError as exc:
+        raise DependencyError(exc.detail, mend="Is it running, and is it where OTA_HOOK_REDIS_URL says?") from exc
 
 
 # ---- the hook
@@ -474,6 +481,8 @@ async def _run_admin(
 @asynccontextmanager
 async def _serve_http(config: uvicorn.Config, bound: socket.socket) -> AsyncIterator[None]:
     server = _AdminServer(config)
+    _require_readable("OTA_HOOK_ADMIN_TLS_CERT", config.ssl_certfile)
+    _require_readable("OTA_HOOK_ADMIN_TLS_KEY", config.ssl_keyfile)
     try:
         config.load()
     except (OSError, ValueError) as exc:
@@ -489,6 +498,15 @@ async def _serve_http(config: uvicorn.Config, bound: socket.socket) -> AsyncIter
     finally:
         server.should_exit = True
         await task
+
+
+def _require_readable(setting: str, file: str | os.PathLike[str] | None) -> None:
+    """Which of its files is missing, ssl does not say."""
+    try:
+        if file is not None:
+            Path(file).open("rb").close()
+    except OSError as exc:
+        raise ConfigurationError(f"{setting}: the file {file} can't be read: {exc.strerror}.") from exc
 
 
 def _readiness(state: _State, heartbeat: Heartbeat) -> Callable[[], Awaitable[list[str]]]:

@@ -7,10 +7,11 @@ import platform
 import sys
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
 import typer
+from typer.core import TyperCommand
 
 from ota_hook.cli_catalogue import devices, rules, types
 from ota_hook.cli_firmware import check, firmware
@@ -67,6 +68,28 @@ IdentityOption = Annotated[
 LogLevelOption = Annotated[
     str | None, typer.Option("--log-level", help="debug, info, warning or error.", show_default=False)
 ]
+
+
+class PlainUsage(TyperCommand):
+    """A command whose usage line shows an argument as people type it: DEVICE, not {DEVICE}."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer's own class has moved before
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer's way to call
+    if asked:
+        sys.stdout.write(f"ota-hook {package_version('ota-hook')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 def _settings(config: Path | None, **flags: object) -> Settings:
@@ -258,6 +281,11 @@ def version(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON ob
         sys.stdout.write(orjson.dumps({"version": number, "python": platform.python_version()}).decode() + "\n")
     else:
         sys.stdout.write(f"ota-hook {number}\n")
+
+
+for _group in (app, types, devices, firmware, rules):
+    for _command in _group.registered_commands:
+        _command.cls = PlainUsage
 
 
 def _listen(text: str) -> Listen:

@@ -101,11 +101,14 @@ def put_type(
     ] = None,
     version_attribute: Annotated[
         list[str] | None,
-        typer.Option(help="A reported property that holds a version; repeat it [version].", show_default=False),
+        typer.Option(
+            metavar="TEXT", help="A reported property that holds a version; repeat it [version].", show_default=False
+        ),
     ] = None,
     extra: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="TEXT",
             help="What upgrade commands say beside md5: sha256, crc32; repeat it; none takes them away.",
             show_default=False,
         ),
@@ -324,7 +327,7 @@ def export_devices(
     session: Session,
     *,
     file: Annotated[
-        Path, typer.Argument(metavar="[FILE]", help="Where to; - is standard output.", show_default=False)
+        Path, typer.Argument(metavar="FILE", help="Where to; - is standard output.", show_default=False)
     ] = Path("-"),
     device_type: TypeFilter = None,
 ) -> None:

@@ -278,7 +278,7 @@ def _ask_first(session: Session, question: str) -> None:
 def _count_of_type(session: Session, device_type: str) -> str:
     """How many devices a type has, as far as one page tells."""
     page = session.api.get(session.path("devices"), type=device_type, limit=_COUNTED_AT_ONCE)
-    more = "" if page["next_cursor"] is None else "at least "
+    more = "" if page["next_cursor"] is None else "more than "
     return more + count_text(len(page["items"]), "device")
 
 

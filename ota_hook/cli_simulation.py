@@ -122,7 +122,7 @@ def fleet(
     prefix: Annotated[str, typer.Option(help="Identifiers are PREFIX-00001, …; also username and client id.")] = "sim",
     version: Annotated[
         list[str] | None,
-        typer.Option(help="What they run; several are dealt out in turn [1.0.0].", show_default=False),
+        typer.Option(metavar="TEXT", help="What they run; several are dealt out in turn [1.0.0].", show_default=False),
     ] = None,
     module: Annotated[str, typer.Option(help="Which module's commands they follow.")] = "main",
     topics: Annotated[Literal["eztcloud", "typed"], typer.Option(help="The topic dialect.")] = "eztcloud",

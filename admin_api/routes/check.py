@@ -38,7 +38,7 @@ class CheckQuery(BaseModel):
 async def check_device(context: Context, request: Request, query: Annotated[CheckQuery, Query()]) -> Response:
     device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None
     if device is None:
-        raise NotFound(f"There is no device {query.device[:160]!a}.")
+        raise NotFound(f"There is no device {query.device[:160]!r}.")
     views: FirmwareViews = request.app.state.firmware_views
     # Ten thousand firmware are explained at length, and the event loop may be answering a broker too.
     return await asyncio.to_thread(_dry_run, context.catalogue.current, device, query.module, views)

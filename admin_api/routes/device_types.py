@@ -17,11 +17,10 @@ from admin_api.documents import (
     DeviceTypeOut,
     NewDeviceType,
     device_type_fields,
-    merge_patch,
-    validate,
 )
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
+from admin_api.patches import apply_patch
 from ota_hook.admission import admit_type, check_key, remove_type
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import CatalogueChange, DeviceType
@@ -35,7 +34,7 @@ _NAMED_DEVICES: Final = 4
 def _find(snapshot: Snapshot, key: str) -> DeviceType:
     device_type = snapshot.types.get(key)
     if device_type is None:
-        raise NotFound(f"There is no device type {key[:64]!a}.")
+        raise NotFound(f"There is no device type {key[:64]!r}.")
     return device_type
 
 
@@ -129,7 +128,7 @@ async def patch_device_type(
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, key)
         conditions.require(revision_etag(old.revision))
-        fields = validate(DeviceTypeFields, merge_patch(device_type_fields(old), patch))
+        fields = apply_patch(device_type_fields(old), patch, DeviceTypeFields, DeviceTypeOut)
         proposed = fields.to_device_type(key, now_ms=old.created_at_ms)
         return admit_type(snapshot, proposed, default_rule_id=rule_id)
 

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from admin_api.answers import answer, answer_read, documented, patch_body, problems
-from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson
+from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson, require_ndjson_accepted
 from admin_api.conditions import Conditions
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
@@ -27,8 +27,10 @@ from admin_api.documents import (
     OfferOut,
     validate,
 )
+from admin_api.faults import describe_fault
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery
+from admin_api.patches import check_patch
 from ota_hook.admission import check_identifier, find_type
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import DeviceState, is_direct_identifier
@@ -75,7 +77,7 @@ class ExportQuery(BaseModel):
 async def _load(context: AdminContext, identifier: str) -> DeviceState:
     device = await context.devices.load_device(identifier) if is_direct_identifier(identifier) else None
     if device is None:
-        raise NotFound(f"There is no device {identifier[:160]!a}.")
+        raise NotFound(f"There is no device {identifier[:160]!r}.")
     return device
 
 
@@ -157,6 +159,8 @@ async def read_device(context: Context, identifier: str, conditions: Conditions)
 @router.put(
     "/devices/{identifier:path}",
     summary="Register or replace a device; `versions` left out keeps what it reported",
+    description="A `versions` that is left out or null keeps the stored ones, which are what the device said of itself;"
+    " `{}` forgets them.",
     responses=documented(DeviceOut, 200, 201) | problems(412),
 )
 async def put_device(context: Context, identifier: str, body: DeviceFields, conditions: Conditions) -> Response:
@@ -178,6 +182,7 @@ async def put_device(context: Context, identifier: str, body: DeviceFields, cond
 async def patch_device(
     context: Context, identifier: str, patch: Annotated[dict[str, Any], Body()], conditions: Conditions
 ) -> Response:
+    check_patch(patch, DevicePatch, DeviceOut, nullable=("versions",))
     body = validate(DevicePatch, patch)
     old = await _load(context, identifier)
     _identifier_in_path(identifier, body.identifier)
@@ -255,9 +260,7 @@ def _line_detail(exc: Exception) -> str:
         case InputError():
             return exc.detail
         case ValidationError():
-            first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])[:200]
-            return f"{where}: {first['msg']}" if where else first["msg"]
+            return describe_fault(exc.errors(include_url=False)[0], whole="The line")[1]
         case _:
             return "The line is not JSON."
 
@@ -280,9 +283,10 @@ async def _import_batch(context: AdminContext, batch: list[_ImportLine], done: I
     "/devices-export",
     summary="Every device, one JSON object a line",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {}}}, **problems()},
+    responses={200: {"content": {NDJSON: {}}}, **problems(406)},
 )
-async def export_devices(context: Context, query: Annotated[ExportQuery, Query()]) -> Response:
+async def export_devices(context: Context, request: Request, query: Annotated[ExportQuery, Query()]) -> Response:
+    require_ndjson_accepted(request)
     return StreamingResponse(_export(context, query.type), media_type=NDJSON)
 
 

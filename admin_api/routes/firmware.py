@@ -8,11 +8,11 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from admin_api.answers import answer, commit, documented, patch_body, problems
-from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson
+from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson, require_ndjson_accepted
 from admin_api.conditions import Conditions, Preconditions, revision_etag
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
@@ -21,12 +21,11 @@ from admin_api.documents import (
     FirmwareOut,
     FirmwareSettings,
     firmware_settings,
-    merge_patch,
-    validate,
 )
 from admin_api.firmware_views import FirmwareViews
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
+from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
 from ota_hook.admission import (
     LISTED_DEVICES_MAX,
@@ -43,11 +42,20 @@ from ota_hook.model import CatalogueChange, Firmware
 from ota_hook.packages.inspect import file_stem
 from ota_hook.snapshot import Snapshot
 
+
+def _refuse_query(request: Request) -> None:
+    """A stream is whole or is not: a `limit` that nobody reads would be believed."""
+    for name in request.query_params:
+        raise InputError(f"`{name[:64]}`: there is no such parameter.", field=name[:64])
+
+
 router = APIRouter(prefix="/firmware", tags=["firmware"], route_class=JsonRoute)
-streams = APIRouter(prefix="/firmware", tags=["firmware"])
+streams = APIRouter(prefix="/firmware", tags=["firmware"], dependencies=[Depends(_refuse_query)])
 
 _BATCH: Final = 1000
 _EXPORT_CHUNK_BYTES: Final = 64 * 1024
+_NULLABLE: Final = ("devices", "tags", "percentage")
+"""Null is a value of these: not set."""
 _EVERYONE: Final = "This firmware has no device list: it is for every device of its type."
 
 _UPLOAD_BODY: Final = {
@@ -100,7 +108,7 @@ def _views(request: Request) -> FirmwareViews:
 def _require_https_base(context: AdminContext, use_https: object) -> None:
     if use_https is True and context.public_url_https is None:
         raise InputError(
-            "This deployment has no HTTPS address for downloads.",
+            "`use_https`: this deployment has no HTTPS address for downloads.",
             mend="Set OTA_HOOK_PUBLIC_URL_HTTPS.",
             field="use_https",
         )
@@ -252,7 +260,7 @@ async def patch_firmware(
 ) -> Response:
     current = find_firmware(context.catalogue.current, firmware_id)
     conditions.require(revision_etag(current.revision))
-    fields = validate(FirmwareSettings, merge_patch(firmware_settings(current), patch))
+    fields = _patched(current, patch)
     if "use_https" in patch:
         _require_https_base(context, fields.use_https)
     device_list, members = await _stage(context, fields.devices)
@@ -260,7 +268,7 @@ async def patch_firmware(
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = find_firmware(snapshot, firmware_id)
         conditions.require(revision_etag(old.revision))
-        proposed = _with_settings(old, validate(FirmwareSettings, merge_patch(firmware_settings(old), patch)))
+        proposed = _with_settings(old, _patched(old, patch))
         if "devices" not in patch:
             return admit_firmware(snapshot, proposed, None)
         return admit_firmware(snapshot, replace(proposed, device_list=device_list), members)
@@ -268,6 +276,10 @@ async def patch_firmware(
     firmware = _written_firmware(await commit(context.catalogue, decide))
     shown = await _views(request).show(firmware, context.catalogue.current)
     return answer(shown, etag=revision_etag(firmware.revision))
+
+
+def _patched(firmware: Firmware, patch: dict[str, Any]) -> FirmwareSettings:
+    return apply_patch(firmware_settings(firmware), patch, FirmwareSettings, FirmwareOut, nullable=_NULLABLE)
 
 
 def _with_settings(firmware: Firmware, fields: FirmwareSettings) -> Firmware:
@@ -316,9 +328,10 @@ async def delete_firmware(context: Context, firmware_id: str, conditions: Condit
     "/{firmware_id}/devices",
     summary="The device list, one JSON object a line",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {}}}, **problems(404, 410)},
+    responses={200: {"content": {NDJSON: {}}}, **problems(404, 406, 410)},
 )
-async def export_device_list(context: Context, firmware_id: str) -> Response:
+async def export_device_list(context: Context, request: Request, firmware_id: str) -> Response:
+    require_ndjson_accepted(request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     if firmware.device_list is None:
         raise NotFound(_EVERYONE)

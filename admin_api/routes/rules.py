@@ -12,9 +12,10 @@ from admin_api.answers import answer, answer_read, commit, documented, patch_bod
 from admin_api.bodies import JsonRoute
 from admin_api.conditions import Conditions, revision_etag
 from admin_api.context import Context
-from admin_api.documents import RuleFields, RuleOut, merge_patch, rule_fields, validate
+from admin_api.documents import RuleFields, RuleOut, rule_fields
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
+from admin_api.patches import apply_patch
 from ota_hook.admission import admit_rule, check_ulid, find_identical_rule
 from ota_hook.errors import InputError, NotFound
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Rule
@@ -39,7 +40,7 @@ class RuleQuery(PageQuery):
 def _find(snapshot: Snapshot, rule_id: str) -> Rule:
     rule = snapshot.rules.get(rule_id)
     if rule is None:
-        raise NotFound(f"There is no rule {rule_id[:64]!a}.")
+        raise NotFound(f"There is no rule {rule_id[:64]!r}.")
     return rule
 
 
@@ -134,7 +135,7 @@ async def patch_rule(
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, rule_id)
         conditions.require(revision_etag(old.revision))
-        fields = validate(RuleFields, merge_patch(rule_fields(old), patch))
+        fields = apply_patch(rule_fields(old), patch, RuleFields, RuleOut)
         return admit_rule(snapshot, fields.to_rule(rule_id, now_ms=old.created_at_ms))
 
     return _answer_written(await commit(context.catalogue, decide))

@@ -25,6 +25,8 @@ DRAIN_SECONDS: Final = 10.0
 _SWEEP_S: Final = 5.0
 _STALLED_S: Final = 60.0
 """A connection that owes the rest of a request, or has never sent one, for so long is closed. The broker pings."""
+_CROSSING_S: Final = 0.25
+"""After its goodbye a connection is closed when the peer has been silent for so long: a call may have crossed it."""
 _BACKLOG: Final = 1_024
 
 ROUTES: Final[dict[bytes, str]] = {
@@ -95,8 +97,9 @@ class Listener:
             connection.start_drain()
         deadline = self.loop.time() + drain_seconds
         while self.connections and self.loop.time() < deadline:
+            long_ago = self.loop.time() - _CROSSING_S
             for connection in tuple(self.connections):
-                connection.close_if_drained()
+                connection.close_if_drained(long_ago)
             await asyncio.sleep(0.01)
         if self.connections:
             _log.warning("connections_cut", count=len(self.connections))
@@ -119,16 +122,27 @@ class Listener:
             connection.write()
 
     def _sweep(self) -> None:
-        long_ago = self.loop.time() - _STALLED_S
+        now = self.loop.time()
         for connection in tuple(self.connections):
-            connection.close_if_stalled(long_ago)
+            connection.close_if_stalled(now - _STALLED_S)
+            connection.close_if_drained(now - _CROSSING_S)  # one that retired by itself
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
 
 
 class _Connection(asyncio.Protocol):
     """One connection of a broker."""
 
-    __slots__ = ("_held", "_last_read", "_listener", "_paused", "_scheduled", "_served", "_transport", "session")
+    __slots__ = (
+        "_drained_at",
+        "_held",
+        "_last_read",
+        "_listener",
+        "_paused",
+        "_scheduled",
+        "_served",
+        "_transport",
+        "session",
+    )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -139,6 +153,7 @@ class _Connection(asyncio.Protocol):
         self._paused = False  # reading is
         self._served = False
         self._last_read = 0.0
+        self._drained_at = 0.0
 
     # ---- the transport's side
 
@@ -211,8 +226,12 @@ class _Connection(asyncio.Protocol):
         self.session.start_drain()
         self._schedule()
 
-    def close_if_drained(self) -> None:
-        if self._transport is not None and not self._scheduled and self.session.drained and not self._held:
+    def close_if_drained(self, long_ago: float) -> None:
+        if self._transport is None or self._scheduled or self._held or not self.session.drained:
+            return
+        if not self._drained_at:
+            self._drained_at = self._listener.loop.time()
+        elif max(self._drained_at, self._last_read) < long_ago:
             self._transport.close()
 
     def close_if_stalled(self, long_ago: float) -> None:
@@ -248,6 +267,11 @@ def _server_context(cert: Path | None, key: Path | None, client_ca: Path | None)
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["h2"])
+    try:
+        for path in filter(None, (cert, key, client_ca)):
+            path.open("rb").close()  # which of them is missing, ssl does not say
+    except OSError as exc:
+        raise ConfigurationError(f"The hook's TLS file {exc.filename} can't be read: {exc.strerror}.") from exc
     try:
         context.load_cert_chain(cert, key)
         if client_ca is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiomqtt
 import httpx
@@ -116,6 +116,13 @@ class InstallResult(IntEnum):
     DOWNLOAD_FAILED = 1
     SIZE_DIFFERS = 2
     DIGEST_DIFFERS = 3
+
+
+class Fetched(NamedTuple):
+    """What came of a download; `reason` says more of a failure, for people."""
+
+    result: InstallResult
+    reason: str = ""
 
 
 class DeviceFailureError(Exception):
@@ -239,7 +246,7 @@ class SimulatedDevice:
         if progress.upgrades >= self._behaviour.upgrades_max:
             raise DeviceFailureError(f"offered {command.version} after {progress.upgrades} upgrades already")
         self._enter(Phase.DOWNLOADING)
-        result = await fetch_package(
+        result, reason = await fetch_package(
             self._http,
             command,
             attempts=self._behaviour.download_attempts,
@@ -249,7 +256,7 @@ class SimulatedDevice:
         reply = json.dumps({"method": METHOD, "params": {"ota_result": int(result)}, "id": command.id})
         await client.publish(self._topic(self._behaviour.topics.command_reply), reply, qos=1)
         if result is not InstallResult.OK:
-            raise DeviceFailureError(f"{result.name.lower()}: {command.url}")
+            raise DeviceFailureError(f"{result.name.lower()}: {command.url}{reason and f' ({reason})'}")
         progress.fetched.append(command.url)
         progress.version = command.version
         progress.upgrades += 1
@@ -266,9 +273,10 @@ class SimulatedDevice:
 
 async def fetch_package(
     http: httpx.AsyncClient, command: UpgradeCommand, *, attempts: int, pause_s: float, timeout_s: float
-) -> InstallResult:
+) -> Fetched:
     """Download and verify without keeping the bytes; a cut download is resumed where it was cut."""
     download = _Download(command)
+    reason = ""
     try:
         async with asyncio.timeout(timeout_s):
             for attempt in range(attempts):
@@ -276,19 +284,28 @@ async def fetch_package(
                     await asyncio.sleep(pause_s)
                 try:
                     finished = await download.go_on(http)
-                except httpx.TransportError:
+                except httpx.TransportError as exc:
+                    reason = _reason_of(exc)
                     continue
                 if finished:
                     return download.verify()
-    except (TimeoutError, httpx.InvalidURL, httpx.TooManyRedirects):
-        pass
-    return InstallResult.DOWNLOAD_FAILED
+                reason = download.refusal
+    except TimeoutError:
+        reason = f"not done in {timeout_s:g} s" + (f"; before that: {reason}" if reason else "")
+    except (httpx.InvalidURL, httpx.TooManyRedirects) as exc:
+        reason = _reason_of(exc)
+    return Fetched(InstallResult.DOWNLOAD_FAILED, reason)
+
+
+def _reason_of(exc: Exception) -> str:
+    return str(exc).rstrip(".") or type(exc).__name__  # some of httpx's have no text
 
 
 class _Download:
-    """What is there of a package so far: a count and running digests."""
+    """What is there of a package so far: a count and running digests. `refusal` is the server's, empty where none."""
 
     def __init__(self, command: UpgradeCommand) -> None:
+        self.refusal = ""
         self._command = command
         self._etag: str | None = None
         self._restart()
@@ -298,10 +315,10 @@ class _Download:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
-        self._refused = False
 
     async def go_on(self, http: httpx.AsyncClient) -> bool:
         """Fetch what is missing. False: the server may do better next time. Raises TransportError where it was cut."""
+        self.refusal = ""
         headers = {"Accept-Encoding": "identity"}
         if self._received:
             headers["Range"] = f"bytes={self._received}-"
@@ -309,6 +326,7 @@ class _Download:
                 headers["If-Range"] = self._etag
         async with http.stream("GET", self._command.url, headers=headers) as response:
             if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+                self.refusal = _status_of(response)
                 return False
             resumed = (
                 response.status_code == httpx.codes.PARTIAL_CONTENT
@@ -318,7 +336,7 @@ class _Download:
             if not resumed:
                 self._restart()
                 if response.status_code != httpx.codes.OK:
-                    self._refused = True
+                    self.refusal = _status_of(response)
                     return True
                 self._etag = response.headers.get("etag")
             async for chunk in response.aiter_raw():
@@ -333,16 +351,22 @@ class _Download:
         self._sha256.update(chunk)
         self._crc32 = zlib.crc32(chunk, self._crc32)
 
-    def verify(self) -> InstallResult:
+    def verify(self) -> Fetched:
         """Size, then every digest that the command carries."""
-        if self._refused:
-            return InstallResult.DOWNLOAD_FAILED
-        if self._received != self._command.size_bytes:
-            return InstallResult.SIZE_DIFFERS
+        size_bytes = self._command.size_bytes
+        if self.refusal:
+            return Fetched(InstallResult.DOWNLOAD_FAILED, self.refusal)
+        if self._received != size_bytes:
+            shown = f"more than {size_bytes}" if self._received > size_bytes else f"{self._received} of {size_bytes}"
+            return Fetched(InstallResult.SIZE_DIFFERS, f"{shown} bytes came")
         extras = self._command.extras
         right = (
             self._md5.hexdigest() == self._command.md5
             and self._sha256.hexdigest() == extras.get("sha256", self._sha256.hexdigest())
             and f"{self._crc32:08x}" == extras.get("crc32", f"{self._crc32:08x}")
         )
-        return InstallResult.OK if right else InstallResult.DIGEST_DIFFERS
+        return Fetched(InstallResult.OK if right else InstallResult.DIGEST_DIFFERS)
+
+
+def _status_of(response: httpx.Response) -> str:
+    return f"HTTP {response.status_code} {response.reason_phrase}".rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from ota_hook.errors import ConfigurationError
 from ota_hook.publish.mqtt import BrokerAddress
 from ota_hook.standin.device import (
     SETTLED,
@@ -104,7 +106,10 @@ class SimulatedFleet:
         )
 
     async def run(self) -> FleetReport:
-        """Run until every device is done; with `check_interval_s`, until cancelled."""
+        """Run until every device is done; with `check_interval_s`, until cancelled.
+
+        Raises ConfigurationError where SSL_CERT_FILE names no certificates.
+        """
         options = self._options
         self._started_at = time.monotonic()
         self._changed()  # an empty fleet is settled from the start
@@ -114,7 +119,10 @@ class SimulatedFleet:
         timeout = httpx.Timeout(options.http_timeout_s, pool=None)
         try:
             async with (
-                httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, follow_redirects=True) as http,
+                # Without the environment's proxies: a device has none.
+                httpx.AsyncClient(
+                    limits=limits, timeout=timeout, verify=_trust(), trust_env=False, follow_redirects=True
+                ) as http,
                 asyncio.TaskGroup() as tasks,
             ):
                 for position, progress in enumerate(self.view.devices):
@@ -153,6 +161,16 @@ class SimulatedFleet:
             self._settled.set()
         if self._on_change is not None:
             self._on_change(self.view)
+
+
+def _trust() -> ssl.SSLContext:
+    """The authorities that SSL_CERT_FILE or SSL_CERT_DIR names, else the usual ones."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:
+        raise ConfigurationError(
+            f"The certificates that SSL_CERT_FILE names can't be used: {exc.strerror or exc}."
+        ) from exc
 
 
 async def run_fleet(options: FleetOptions, on_change: Callable[[FleetView], None] | None = None) -> FleetReport:

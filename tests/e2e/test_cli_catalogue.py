@@ -267,6 +267,9 @@ def test_a_list_that_is_longer_than_an_upload_takes_follows_it(operator: Operato
     firmware = operator.ask(*upload, "1.0", "--devices-file", trial, "--device", "one-more")
     assert firmware["devices_count"] == 10_002
     assert set(operator.run("firmware", "devices", firmware["id"]).stdout.splitlines()) == {*names, "one-more"}
+    (listed,) = operator.ask("firmware", "list", "--type", "listed")
+    for shown in (firmware, listed, operator.ask("firmware", "show", firmware["id"])):
+        assert (len(shown["devices"]), shown["devices_truncated"]) == (1000, True)
 
     bad = operator.file("bad.txt", "\n".join(names) + "\na/b\n")
     said = operator.refused(*upload, "2.0", "--devices-file", bad)
@@ -434,6 +437,8 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith(
         "identifier: 'a/b' names a gateway's child"
     )
+    assert "'坏'" in operator.refused("types", "put", "坏")
+    assert "'坏'" in operator.refused("types", "show", "坏")
 
 
 def test_a_table_is_for_people_wherever_it_goes(outside: Operator) -> None:
@@ -461,6 +466,10 @@ def test_a_question_that_nobody_can_answer_is_refused(operator: Operator) -> Non
     said, status = answer_on_terminal(operator, "n\n", "firmware", "release", firmware)
     assert status == 1
     assert "to the whole type 'asked' (1 device)?" in said
+    more = "".join(f'{{"identifier": "q{n}", "type": "asked"}}\n' for n in range(2, 1002))
+    operator.run("devices", "import", "-", stdin=more)
+    said, _ = answer_on_terminal(operator, "n\n", "firmware", "release", firmware)
+    assert "(more than 1,000 devices)?" in said
     assert "Nothing was changed." in said
     assert operator.ask("firmware", "show", firmware)["devices"] == ["q1"]
     _, status = answer_on_terminal(operator, "y\n", "firmware", "release", firmware)
@@ -547,6 +556,22 @@ def test_every_command_teaches_by_an_example() -> None:
         for command in instance.registered_commands:
             assert command.callback is not None
             assert re.search(rf"Example: (.*\| )?ota-hook {noun} {command.name}\b", command.callback.__doc__ or "")
+
+
+def test_the_version_is_an_option_too(operator: Operator) -> None:
+    said = operator.run("--version").stdout
+    assert re.fullmatch(r"ota-hook \d+\.\d+.*\n", said)
+    assert said == operator.run("version").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("check", "[OPTIONS] DEVICE"), ("devices export", "[OPTIONS] [FILE]"), ("types put", "[OPTIONS] KEY")],
+)
+def test_usage_shows_arguments_as_they_are_typed(operator: Operator, command: str, usage: str) -> None:
+    shown = operator.run(*command.split(), "--help").stdout
+    assert shown.splitlines()[0].endswith(f"{command} {usage}")
+    assert "list[str]" not in shown
 
 
 @pytest.mark.parametrize("command", ["types put", "firmware upload", "check"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 import trustme
 
-from tests.e2e.service import Emqx, Service, free_port, running, until, upload
+from tests.e2e.service import COMMAND, Emqx, Service, clean_environment, free_port, running, until, upload
 
 DEVICE = "DU_7VFGiJjjv8QoS"
 
@@ -236,6 +237,47 @@ def test_the_admin_role_serves_tls_where_a_certificate_is_set(tmp_path: Path) ->
         url = json.loads(command.payload)["params"]["url"]
         assert url.startswith(f"https://127.0.0.1:{port}/firmware/")
         assert httpx.get(url, verify=trust).content == b"secret"
+
+
+def refused_start(command: str, tmp_path: Path, **environ: str) -> str:
+    """Start a role that can't; returns the one line that says why."""
+    ours = {
+        "OTA_HOOK_DATA_DIR": str(tmp_path),
+        "OTA_HOOK_ADMIN_LISTEN": "127.0.0.1:0",
+        "OTA_HOOK_HOOK_LISTEN": "127.0.0.1:0",
+    }
+    done = subprocess.run(
+        [*COMMAND, command],
+        env=clean_environment(**ours, **environ),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_redis_that_can_not_be_reached_names_the_setting(tmp_path: Path) -> None:
+    said = refused_start("admin", tmp_path, OTA_HOOK_REDIS_URL="redis://127.0.0.1:1/0")
+    assert "127.0.0.1:1" in said
+    assert "OTA_HOOK_REDIS_URL" in said
+
+
+@pytest.mark.parametrize("missing", ["CERT", "KEY"])
+def test_a_certificate_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+    files = {name: tmp_path / f"{name}.pem" for name in ("CERT", "KEY")}
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(files["CERT"])
+    issued.private_key_pem.write_to_path(files["KEY"])
+    files[missing].unlink()
+    admin = {f"OTA_HOOK_ADMIN_TLS_{name}": str(path) for name, path in files.items()}
+    said = refused_start("admin", tmp_path / "data", OTA_HOOK_ADMIN_TLS_LISTEN="127.0.0.1:0", **admin)
+    assert f"OTA_HOOK_ADMIN_TLS_{missing}" in said
+    assert str(files[missing]) in said
+    hook = {f"OTA_HOOK_HOOK_TLS_{name}": str(path) for name, path in files.items()}
+    assert str(files[missing]) in refused_start("hook", tmp_path / "data", **hook)
 
 
 def test_https_without_a_base_is_refused_naming_the_setting(operator: httpx.Client) -> None:

@@ -125,16 +125,43 @@ async def test_put_with_a_bad_key_is_refused(admin: Admin, path: str, body: dict
     assert document["errors"][0]["field"] == "key"
 
 
-async def test_patch_merges_and_null_resets(admin: Admin) -> None:
+async def test_patch_merges(admin: Admin) -> None:
     await admin.create_type(name="one", command_extras=["sha256"], auto_register=True)
-    patched = checked(await admin.api.patch("/device-types/DU", json={"name": "two", "auto_register": None}), 200)
+    patched = checked(await admin.api.patch("/device-types/DU", json={"name": "two", "auto_register": False}), 200)
     assert (patched["name"], patched["auto_register"], patched["command_extras"]) == ("two", False, ["sha256"])
     headers = {"Content-Type": "application/merge-patch+json"}
-    emptied = await admin.api.patch(
-        "/device-types/DU", content=b'{"name": null, "command_extras": null}', headers=headers
-    )
-    assert checked(emptied, 200)["name"] == "DU"
-    assert emptied.json()["command_extras"] == []
+    emptied = await admin.api.patch("/device-types/DU", content=b'{"command_extras": []}', headers=headers)
+    assert checked(emptied, 200)["command_extras"] == []
+    assert emptied.json()["name"] == "two"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "key",
+        "name",
+        "version_scheme",
+        "version_attributes",
+        "command_extras",
+        "responses_enabled",
+        "auto_register",
+        "children_register",
+    ],
+)
+async def test_null_does_not_set_a_field_of_a_device_type_back(admin: Admin, name: str) -> None:
+    before = await admin.create_type(name="one", version_scheme="semver", auto_register=True, children_register=False)
+    document = problem(await admin.api.patch("/device-types/DU", json={name: None}), 422)
+    assert [error["field"] for error in document["errors"]] == [name]
+    assert f"`{name}` can't be null" in document["detail"]
+    assert checked(await admin.api.get("/device-types/DU"), 200) == before
+
+
+async def test_an_unknown_field_that_is_null_is_no_field_either(admin: Admin) -> None:
+    await admin.create_type()
+    document = problem(await admin.api.patch("/device-types/DU", json={"colour": None}), 422)
+    assert document["detail"] == "`colour`: there is no such field."
+    document = problem(await admin.api.patch("/device-types/DU", json={"revision": 1}), 422)
+    assert document["detail"] == "`revision` can't be changed."
 
 
 @pytest.mark.parametrize(
@@ -312,10 +339,12 @@ async def test_a_rule_is_patched_within_its_type(admin: Admin) -> None:
     path = f"/rules/{rule['id']}"
     patched = checked(await admin.api.patch(path, json={"enabled": False, "event": "upgradeCheck"}), 200)
     assert (patched["enabled"], patched["event"]) == (False, "upgradeCheck")
-    reset = checked(await admin.api.patch(path, json={"enabled": None, "event": None}), 200)
-    assert (reset["enabled"], reset["event"]) == (True, "otaCheck")
+    for name in ("name", "device_type", "event", "version_attribute", "module", "enabled"):
+        document = problem(await admin.api.patch(path, json={name: None}), 422)
+        assert [error["field"] for error in document["errors"]] == [name]
+    assert checked(await admin.api.get(path), 200) == patched
     problem(await admin.api.patch(path, json={"device_type": "B"}), 422)
-    problem(await admin.api.patch(path, json={"device_type": None}), 422)
+    problem(await admin.api.patch(path, json={"id": ULID}), 422)
     problem(await admin.api.patch(path, json={"name": "x"}, headers={"If-Match": '"1"'}), 412)
 
 

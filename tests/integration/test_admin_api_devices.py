@@ -120,6 +120,9 @@ async def test_patch_merges_versions(admin: Admin) -> None:
     "patch",
     [
         {"type": None},
+        {"identifier": None},
+        {"tags": None},
+        {"online": None},
         {"type": "none"},
         {"identifier": "DU_2"},
         {"tags": ["x"]},
@@ -189,7 +192,9 @@ async def test_an_import_takes_the_good_lines_and_names_the_bad_ones(admin: Admi
     answer = checked(await admin.api.post("/devices-import", content="\r\n".join(lines), headers=NDJSON), 200)
     assert (answer["created"], answer["replaced"], answer["failed"]) == (2, 1, 8)
     assert [error["line"] for error in answer["errors"]] == [4, 5, 6, 7, 8, 9, 10, 11]
-    assert all(error["detail"] for error in answer["errors"])
+    details = {error["line"]: error["detail"] for error in answer["errors"]}
+    assert (details[8], details[9]) == ("`colour`: there is no such field.", "The line must be an object.")
+    assert all(details.values())
     assert checked(await admin.api.get("/devices/old"), 200)["versions"] == {"version": "0.9"}
     assert checked(await admin.api.get("/devices/new"), 200)["versions"] == {"version": "1.0"}
     problem(await admin.api.get("/devices/x"), 404)
@@ -233,6 +238,35 @@ async def test_what_was_exported_imports_again(admin: Admin) -> None:
     )
     assert (await admin.api.get("/devices-export?type=B")).content == b""
     problem(await admin.api.get("/devices-export?colour=1"), 422)
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        (None, 200),
+        ("", 200),
+        ("*/*", 200),
+        ("application/*;q=0.1", 200),
+        ("text/csv, Application/X-NDJSON; q=0.5", 200),
+        ("application/json, application/x-ndjson", 200),
+        ("text/csv", 406),
+        ("application/json", 406),
+        ("*/*, application/x-ndjson;q=0", 406),
+        ("text/csv, */*; q = 0.0", 406),
+    ],
+)
+async def test_who_can_not_read_lines_of_json_is_told_so(admin: Admin, accept: str | None, status: int) -> None:
+    await admin.create_type()
+    firmware = await admin.create_firmware(devices=["a"])
+    for path in ("/devices-export", f"/firmware/{firmware['id']}/devices"):
+        request = admin.api.build_request("GET", path)
+        del request.headers["accept"]
+        if accept is not None:
+            request.headers["accept"] = accept
+        answer = await admin.api.send(request)
+        assert answer.status_code == status
+        if status == 406:
+            assert "application/x-ndjson" in problem(answer, 406)["detail"]
 
 
 async def test_only_the_first_hundred_errors_are_shown(admin: Admin) -> None:

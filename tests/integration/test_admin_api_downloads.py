@@ -38,7 +38,7 @@ async def test_a_whole_package_comes_with_its_digests(admin: Admin, firmware: di
     assert headers["content-type"] == "application/octet-stream"
     assert headers["content-disposition"] == "attachment; filename*=UTF-8''fw%20v1.bin"
     assert headers["x-content-type-options"] == "nosniff"
-    assert "immutable" in headers["cache-control"]
+    assert headers["cache-control"] == "public, max-age=300"  # caches give up what is deleted
     assert headers["last-modified"].endswith(" GMT")
 
 
@@ -50,6 +50,14 @@ async def test_head_tells_the_same_without_the_bytes(admin: Admin, firmware: dic
     }
     ranged = await admin.open.head(firmware["url"], headers={"Range": "bytes=0-9"})
     assert (ranged.status_code, ranged.headers["content-length"]) == (200, "1024")
+
+
+async def test_a_method_that_downloads_do_not_take_names_those_they_do(admin: Admin, firmware: dict[str, Any]) -> None:
+    refused = await admin.open.post(firmware["url"])
+    problem(refused, 405)
+    assert refused.headers["allow"] == "GET, HEAD"
+    schema = (await admin.api.get("/openapi.json")).json()
+    assert set(schema["paths"]["/firmware/{firmware_id}/{filename}"]) == {"get", "head"}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
         "source_versions": [],
         "devices": None,
         "devices_count": None,
+        "devices_truncated": False,
         "tags": None,
         "percentage": None,
         "filename": "固件 v1.1.tar.gz",
@@ -138,6 +139,7 @@ async def test_a_bad_upload_is_refused_by_field_and_leaves_nothing(
 ) -> None:
     document = problem(await admin.upload(**fields), 422)
     assert [error["field"] for error in document["errors"]] == [field]
+    assert field.partition(".")[0].replace("_", " ") in document["detail"].replace("_", " ")
     assert admin.files() == set()
     assert checked(await admin.api.get("/firmware"), 200)["items"] == []
 
@@ -323,8 +325,8 @@ async def test_patch_changes_all_but_the_package_and_what_it_is_for(admin: Admin
         ["a"],
     )
     assert patched.headers["etag"] == '"2"'
-    reset = checked(await admin.api.patch(path, json={"name": None, "source_versions": None, "devices": None}), 200)
-    assert (reset["name"], reset["source_versions"], reset["devices"]) == ("fw", [], None)
+    reset = checked(await admin.api.patch(path, json={"source_versions": [], "devices": None}), 200)
+    assert (reset["name"], reset["source_versions"], reset["devices"]) == ("new", [], None)
     assert checked(await admin.api.patch(path, json={"devices": []}), 200)["devices"] == []
     assert checked(await admin.api.patch(path, json={"tags": None, "percentage": None}), 200)["revision"] == 5
 
@@ -354,6 +356,26 @@ async def test_a_bad_patch_of_a_firmware_changes_nothing(admin: Admin, patch: di
     problem(await admin.api.patch(f"/firmware/{before['id']}", json=patch), 422)
     after = checked(await admin.api.get(f"/firmware/{before['id']}"), 200)
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["name", "enabled", "source_versions", "use_https", "allow_downgrade"])
+async def test_null_does_not_set_a_field_of_a_firmware_back(admin: Admin, name: str) -> None:
+    before = await admin.create_firmware(enabled="false", source_versions=["1.0"], allow_downgrade="true", name="n")
+    document = problem(await admin.api.patch(f"/firmware/{before['id']}", json={name: None}), 422)
+    assert [error["field"] for error in document["errors"]] == [name]
+    assert f"`{name}` can't be null" in document["detail"]
+    assert ("[] for a firmware for every version" in document["mend"]) == (name == "source_versions")
+    after = checked(await admin.api.get(f"/firmware/{before['id']}"), 200)
+    assert {field: after[field] for field in before} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["version", "device_type", "module", "filename", "sha256", "devices_count", "revision"]
+)
+async def test_what_is_shown_but_never_changes_says_so(admin: Admin, name: str) -> None:
+    firmware = await admin.create_firmware()
+    document = problem(await admin.api.patch(f"/firmware/{firmware['id']}", json={name: firmware[name]}), 422)
+    assert document["detail"] == f"`{name}` can't be changed."
 
 
 async def test_edits_of_a_firmware_are_held_to_if_match(admin: Admin) -> None:
@@ -456,9 +478,34 @@ async def test_of_a_long_list_the_head_is_shown_in_order(admin: Admin) -> None:
     path = f"/firmware/{firmware['id']}"
     assert checked(await admin.api.put(f"{path}/devices", content=lines(), headers=NDJSON), 200)["count"] == 20_000
     shown = checked(await admin.api.get(path), 200)
-    assert shown["devices_count"] == 20_000
-    assert shown["devices"] == [f"d{n:05d}" for n in range(1000)]
+    (listed,) = checked(await admin.api.get("/firmware"), 200)["items"]
+    for document in (shown, listed, checked(await admin.api.patch(path, json={"name": "new"}), 200)):
+        assert (document["devices_count"], document["devices_truncated"]) == (20_000, True)
+        assert document["devices"] == [f"d{n:05d}" for n in range(1000)]
     assert len(await read_list(admin, firmware)) == 20_000
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+async def test_a_list_that_is_shown_whole_is_not_called_truncated(admin: Admin, count: int) -> None:
+    document = await admin.create_firmware(devices=[f"d{n}" for n in range(count)] or [""])
+    assert (len(document["devices"]), document["devices_truncated"]) == (count, False)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+async def test_a_stream_refuses_a_parameter_that_it_does_not_read(admin: Admin, method: str) -> None:
+    firmware = await admin.create_firmware(devices=["a", "b"])
+    content = None if method == "GET" else b'"c"'
+    path = f"/firmware/{firmware['id']}/devices?limit=1"
+    answer = await admin.api.request(method, path, content=content, headers=NDJSON)
+    assert problem(answer, 422)["detail"] == "`limit`: there is no such parameter."
+    assert await read_list(admin, firmware) == {"a", "b"}
+
+
+async def test_an_upload_refuses_a_parameter_before_the_file_is_kept(admin: Admin) -> None:
+    form = {"device_type": "DU", "version": "1.1"}
+    answer = await admin.api.post("/firmware?version=1.2", data=form, files={"file": ("fw.bin", b"firmware")})
+    assert problem(answer, 422)["errors"][0]["field"] == "version"
+    assert admin.files() == set()
 
 
 async def test_ten_thousand_devices_fit_into_an_upload(admin: Admin) -> None:

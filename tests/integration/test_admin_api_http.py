@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ async def test_every_error_is_a_problem(admin: Admin, method: str, path: str, st
 
 
 async def test_a_405_says_which_methods_there_are(admin: Admin) -> None:
-    assert "GET" in (await admin.api.delete("/device-types")).headers["allow"]
+    assert (await admin.api.delete("/device-types")).headers["allow"] == "GET, POST"
+    assert (await admin.api.post("/devices/GW/ADDR")).headers["allow"] == "GET, PUT, PATCH, DELETE"
 
 
 LISTS = ("/device-types", "/rules", "/devices", "/firmware")
@@ -197,6 +199,45 @@ async def test_a_422_names_each_field(admin: Admin) -> None:
     body = {"key": "a/b", "name": "", "colour": 1, "auto_register": "yes", "version_attributes": []}
     document = problem(await admin.api.post("/device-types", json=body), 422)
     assert {error["field"] for error in document["errors"]} == set(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"name": "x"}, "`key` is missing."),
+        ({"key": 5}, "`key` must be text."),
+        ({"key": "DU", "colour": 1}, "`colour`: there is no such field."),
+        ({"key": "DU", "auto_register": 1}, "`auto_register` must be true or false."),
+        ({"key": "DU", "version_scheme": "x"}, "`version_scheme` must be 'auto' or 'semver'."),
+        ({"key": "DU", "version_attributes": "x"}, "`version_attributes` must be a list."),
+        ({"key": "DU", "version_attributes": []}, "`version_attributes` must have 1 or more entries."),
+        ({"key": "DU", "version_attributes": ["x"] * 17}, "`version_attributes` must have at most 16 entries."),
+        ([], "The body must be an object."),
+        ("{", "The body is not JSON."),
+        ("", "The body is missing."),
+    ],
+    ids=str,
+)
+async def test_what_is_wrong_with_a_body_is_said_in_plain_words(admin: Admin, body: object, detail: str) -> None:
+    content = body if isinstance(body, str) else json.dumps(body)
+    headers = {"Content-Type": "application/json"}
+    document = problem(await admin.api.post("/device-types", content=content, headers=headers), 422)
+    assert document["detail"] == document["errors"][0]["detail"] == detail
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("limit=x", "`limit` must be a whole number."),
+        ("limit=0", "`limit` must be at least 1."),
+        ("limit=1001", "`limit` must be at most 1000."),
+        ("colour=1", "`colour`: there is no such parameter."),
+        ("enabled=maybe", "`enabled` must be true or false."),
+        ("cursor=" + "x" * 513, "`cursor` must have at most 512 characters."),
+    ],
+)
+async def test_what_is_wrong_with_a_query_is_said_in_plain_words(admin: Admin, query: str, detail: str) -> None:
+    assert problem(await admin.api.get(f"/rules?{query}"), 422)["detail"] == detail
 
 
 async def test_a_failure_of_redis_is_a_503_that_may_be_tried_again(admin_redis: str, tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def test_a_refusal_names_the_field_and_the_next_faults(serve: Callable[..., ApiC
         api.put("/rules", {})
 
 
+def test_a_field_that_its_sentence_names_is_not_named_again(serve: Callable[..., ApiClient]) -> None:
+    faults = [{"field": name, "detail": f"`{name}` must be text."} for name in ("name", "event")]
+    api = serve(problem(422, detail=faults[0]["detail"], errors=faults))
+    with pytest.raises(InputError, match=r"^`name` must be text\. `event` must be text\.$"):
+        api.put("/rules", {})
+
+
 def test_the_token_goes_with_every_request_and_a_401_says_where_it_came_from(serve: Callable[..., ApiClient]) -> None:
     api = serve(problem(401))
     with pytest.raises(ConfigurationError, match="the test"):

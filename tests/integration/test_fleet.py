@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from ota_hook.errors import ConfigurationError
 from ota_hook.exhook import exhook_pb2 as pb
@@ -42,13 +45,16 @@ class PackageServer:
         self.ranges = ranges
         self.status = 200
         self.requested: list[str | None] = []
+        self.tls: ssl.SSLContext | None = None
         self.url = ""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[PackageServer]:
-        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0, ssl=self.tls)
         async with server:
-            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/firmware/01X/fw.bin"
+            self.url = (
+                f"http{'s' if self.tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/firmware/01X/fw.bin"
+            )
             yield self
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,24 +177,24 @@ async def test_a_download_that_is_cut_again_and_again_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "result"),
+    ("params", "result", "said"),
     [
-        ({"md5": "0" * 32}, 3),
-        ({"sha256": "0" * 64}, 3),
-        ({"crc32": "00000000"}, 3),
-        ({"size": len(PACKAGE) - 1}, 2),
-        ({"size": len(PACKAGE) + 1}, 2),
-        ({"url": "http://127.0.0.1:1/nobody"}, 1),
+        ({"md5": "0" * 32}, 3, "digest_differs: http://"),
+        ({"sha256": "0" * 64}, 3, "digest_differs: http://"),
+        ({"crc32": "00000000"}, 3, "digest_differs: http://"),
+        ({"size": len(PACKAGE) - 1}, 2, "(more than 199999 bytes came)"),
+        ({"size": len(PACKAGE) + 1}, 2, "(200000 of 200001 bytes came)"),
+        ({"url": "http://127.0.0.1:1/nobody"}, 1, "http://127.0.0.1:1/nobody (All connection attempts failed)"),
     ],
 )
 async def test_a_package_that_is_not_what_the_command_says_is_not_installed(
-    params: dict[str, Any], result: int
+    params: dict[str, Any], result: int, said: str
 ) -> None:
     cloud = Cloud(**params)
     view, report = await run_one(cloud, PackageServer())
     assert [reply["params"]["ota_result"] for reply in cloud.replies] == [result]
     assert cloud.versions == {"device-0": ["1.0.0"]}
-    assert view.devices[0].error is not None
+    assert said in (view.devices[0].error or "")
     assert (report.failed, report.upgraded, report.downloads) == (1, 0, 0)
 
 
@@ -196,9 +202,38 @@ async def test_a_package_that_is_not_what_the_command_says_is_not_installed(
 async def test_a_refused_download_is_repeated_only_where_the_server_may_recover(status: int, requests: int) -> None:
     cloud, server = Cloud(), PackageServer()
     server.status = status
-    await run_one(cloud, server)
+    view, _ = await run_one(cloud, server)
+    assert f"(HTTP {status} X)" in (view.devices[0].error or "")
     assert len(server.requested) == requests
     assert [reply["params"]["ota_result"] for reply in cloud.replies] == [1]
+
+
+async def test_a_download_over_https_trusts_whom_ssl_cert_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    authority, server = trustme.CA(), PackageServer()
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server.tls)
+    view, _ = await run_one(Cloud(), server)
+    assert "CERTIFICATE_VERIFY_FAILED" in (view.devices[0].error or "")
+
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    view, _ = await run_one(Cloud(), server)
+    assert (view.devices[0].version, view.devices[0].error) == ("2.0.0", None)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
+        await run_fleet(FleetOptions(mqtt_url="mqtt://127.0.0.1:1", devices=[]))
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    view, _ = await run_one(Cloud(), PackageServer())
+    assert view.devices[0].version == "2.0.0"
 
 
 async def test_a_check_that_nobody_answers_is_asked_a_bounded_number_of_times() -> None:

@@ -74,6 +74,15 @@ def test_a_key_that_would_not_fit_a_topic_is_refused(text: str) -> None:
         check_key(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"), [("坏", "'坏'"), ("a\nb", r"'a\nb'"), ("\u202e", r"'\u202e'"), ("\ud800", r"'\ud800'")]
+)
+def test_a_refused_text_is_shown_with_what_is_not_printable_spelled_out(text: str, shown: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_key(text)
+    assert caught.value.detail.startswith(f"{shown} must be")
+
+
 @pytest.mark.parametrize("text", ["固件 1", "x", "n" * 128, " trimmed "])
 def test_a_name_may_be_any_text(text: str) -> None:
     assert check_name(text) == text.strip()

@@ -1,0 +1,49 @@
+"""JSON merge patches (RFC 7396): what one may not say, and the document that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel
+
+from admin_api.documents import validate
+from ota_hook.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+_MENDS: Final = {"source_versions": "Say [] for a firmware for every version."}
+
+
+def check_patch(
+    patch: Mapping[str, object], fields: type[BaseModel], shown: type[BaseModel], *, nullable: Collection[str] = ()
+) -> None:
+    """Refuse null where it is no value of the field, and what is `shown` of a document but is none of its `fields`.
+
+    Null would remove the field, so that its default applies: who clears `enabled` would enable.
+    """
+    for name, value in patch.items():
+        if name in fields.model_fields:
+            if value is None and name not in nullable:
+                mend = _MENDS.get(name, "Leave it out to keep it as it is.")
+                raise InputError(f"`{name}` can't be null.", mend=mend, field=name)
+        elif name in shown.model_fields:
+            raise InputError(f"`{name}` can't be changed.", field=name)
+
+
+def apply_patch(
+    document: Mapping[str, object],
+    patch: Mapping[str, object],
+    fields: type[M],
+    shown: type[BaseModel],
+    *,
+    nullable: Collection[str] = (),
+) -> M:
+    """The document with the patch applied, as `fields`; 422 where it can't be.
+
+    No field of the documents that come here holds an object, so that nothing nested is merged; validation refuses
+    objects.
+    """
+    check_patch(patch, fields, shown, nullable=nullable)
+    merged: dict[str, Any] = {**document, **patch}
+    return validate(fields, merged)
