@@ -325,42 +325,78 @@ def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
 def _refuse_loop(
     snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None, *, newly: bool = True
 ) -> None:
-    """A device must not be sent back by one enabled firmware and forth by another, for ever.
+    """A device must not be sent back by one enabled firmware and forth by others, for ever.
 
-    A downgrade D brings a device to D's version. If another firmware takes it from there, and leads to a version from
-    which D is offered, the two never end; and a plain upgrade from D's version undoes what the downgrade is for.
+    A downgrade brings a device to its version. A plain upgrade from there undoes what a new one is for; and where
+    enabled firmware lead, however many, from there to a version from which the downgrade is offered, they never end.
+    A later, mended version that leads past those is how a downgrade ends.
     """
     if not proposed.enabled:
         return
-    for other in _others(snapshot, proposed):
-        if not other.enabled:
-            continue
-        for back, forth in ((proposed, other), (other, proposed)):
-            undone = back.allow_downgrade and _is_undone(snapshot, back, forth, newly=newly and back is proposed)
-            if undone and _may_share_a_device(snapshot, proposed, devices, other):
-                raise ConflictError(
-                    f"The firmware {other.name!r} ({other.id}) is enabled too, and the two would undo each other: "
-                    f"{back.version!r} is a downgrade, and {forth.version!r} is offered to who runs it.",
-                    mend="Disable that one first, or give the two lists of different devices.",
-                    field="allow_downgrade" if back is proposed else "version",
-                )
+    rivals = [other for other in _others(snapshot, proposed) if other.enabled]
+    if not any(firmware.allow_downgrade for firmware in (proposed, *rivals)):
+        return
+    rivals = [other for other in rivals if _may_share_a_device(snapshot, proposed, devices, other)]
+    if newly and _lowest_source(snapshot, proposed) is not None:
+        arrived = _key(snapshot, proposed, proposed.version)
+        for other in rivals:
+            if _leads_from(snapshot, other, arrived):
+                raise _undoing(proposed, other, "allow_downgrade")
+    for back in (proposed, *rivals):
+        _refuse_round(snapshot, back, (proposed, *rivals), proposed)
 
 
-def _is_undone(snapshot: Snapshot, back: Firmware, forth: Firmware, *, newly: bool) -> bool:
-    """Whether `forth` would be offered to a device that the downgrade `back` brought to its version.
+def _refuse_round(snapshot: Snapshot, back: Firmware, enabled: Sequence[Firmware], proposed: Firmware) -> None:
+    """Refuse where `enabled` lead a device from the version of the downgrade `back` to one that it takes back."""
+    if _lowest_source(snapshot, back) is None:
+        return
+    arrived = _key(snapshot, back, back.version)
+    away = {_key(snapshot, back, source) for source in back.source_versions}
+    reached, waiting = {arrived}, [arrived]
+    unreached = list(enabled)
+    while waiting:
+        key = waiting.pop()
+        onward = [firmware for firmware in unreached if _leads_from(snapshot, firmware, key)]
+        for firmware in onward:
+            target = _key(snapshot, firmware, firmware.version)
+            if target in away and target != arrived:
+                raise _undoing(back, firmware, "allow_downgrade" if back is proposed else "version")
+            if target not in reached:
+                reached.add(target)
+                waiting.append(target)
+        if onward:
+            gone = {firmware.id for firmware in onward}
+            unreached = [firmware for firmware in unreached if firmware.id not in gone]
 
-    Where the downgrade is there already (not `newly`), only a firmware that leads to one of its source versions is a
-    loop: a later, mended version is how a downgrade ends.
+
+def _lowest_source(snapshot: Snapshot, firmware: Firmware) -> bytes | None:
+    """The lowest version from which a firmware really leads down; None for one that never does."""
+    if not firmware.allow_downgrade:
+        return None
+    arrived = _key(snapshot, firmware, firmware.version)
+    keys = (_key(snapshot, firmware, source) for source in firmware.source_versions)
+    return min((key for key in keys if key > arrived), default=None)
+
+
+def _leads_from(snapshot: Snapshot, firmware: Firmware, key: bytes) -> bool:
+    """Whether it may be offered to a device at a version of that key.
+
+    Source versions are exact texts for an offer; here equal keys count, for nobody knows how the device spells it.
     """
-    arrived, offered = _key(snapshot, back, back.version), _key(snapshot, forth, forth.version)
-    sources = {_key(snapshot, back, source) for source in back.source_versions}
-    if all(source <= arrived for source in sources):
-        return False  # it may lead down, but it leads up
-    if forth.source_versions and back.version not in forth.source_versions:
+    target = _key(snapshot, firmware, firmware.version)
+    if firmware.source_versions and key not in {_key(snapshot, firmware, text) for text in firmware.source_versions}:
         return False
-    if offered == arrived or (offered < arrived and not forth.allow_downgrade):
-        return False
-    return newly or offered in sources
+    return target > key or (firmware.allow_downgrade and target != key)
+
+
+def _undoing(back: Firmware, forth: Firmware, field: str) -> ConflictError:
+    other = forth if field == "allow_downgrade" else back
+    return ConflictError(
+        f"The firmware {other.name!r} ({other.id}) is enabled too, and they would undo each other: {back.version!r} is"
+        f" a downgrade, and {forth.version!r} would lead devices on from there.",
+        mend="Disable that one first, or give them lists of different devices.",
+        field=field,
+    )
 
 
 def _key(snapshot: Snapshot, firmware: Firmware, text: str) -> bytes:

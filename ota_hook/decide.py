@@ -63,6 +63,8 @@ def decide_check(
     rules = snapshot.rules_for(device.device_type, event)
     if not rules:
         return (StaySilent("no_rule"),)
+    if len(rules) == 1:
+        return (_answer(rules[0], device, device_type, snapshot),)
     return tuple(_answer(rule, device, device_type, snapshot) for rule in rules)
 
 

@@ -96,6 +96,12 @@ class Settings(BaseModel):
     hook_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="The largest call that is read, in bytes."
     )
+    hook_payload_bytes: int = Field(
+        default=256 * 1024,
+        ge=1024,
+        le=16 * 1024 * 1024,
+        description="The largest device payload that is read, in bytes.",
+    )
     answer_budget_ms: int = Field(
         default=50, ge=1, le=60_000, description="After so long a call is answered with IGNORE; the device asks again."
     )

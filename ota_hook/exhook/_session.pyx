@@ -600,7 +600,7 @@ cdef class Session:
             raise MemoryError()
 
     cdef Stream* _settle(self, Call call) except? NULL:
-        cdef Stream* stream
+        """The call's stream, where it waits for an answer."""
         if call._serial != self._serial:
             raise ValueError("the call is another session's")
         if call._settled:
@@ -608,8 +608,7 @@ cdef class Session:
         call._settled = True
         self.open_calls -= 1
         self._work_bytes -= PyBytes_GET_SIZE(call.message) + CALL_BYTES
-        stream = <Stream*>nghttp2_session_get_stream_user_data(self._session, call.stream_id)
-        return stream if stream != NULL and stream.phase == IN_WORK else NULL
+        return <Stream*>nghttp2_session_get_stream_user_data(self._session, call.stream_id)
 
     cdef int _refuse(self, Stream* stream, int status, const char* text) noexcept:  # C alone
         return self._refuse_http(stream, 200, status, text)
@@ -685,7 +684,7 @@ cdef class Session:
         return PyBytes_FromStringAndSize(<char*>_piece, filled) if filled else b""
 
     cdef bint _say_goodbye(self) noexcept:  # C alone
-        if not self._draining or self._goodbye_said or self.open_streams > 0 or self.open_calls > 0 or self._broken:
+        if not self._draining or self._goodbye_said or self.open_streams > 0 or self._broken:
             return False
         self._goodbye_said = nghttp2_submit_shutdown_notice(self._session) == 0
         return self._goodbye_said

@@ -63,13 +63,21 @@ class LateReports:
             settled = await asyncio.gather(*map(self._try, batch))
             for report, is_settled in zip(batch, settled, strict=True):
                 # A newer one may have come meanwhile: that one waits for its own turn.
-                if is_settled and self._waiting.get(report.device) is report:
+                if self._waiting.get(report.device) is report:
                     del self._waiting[report.device]
+                    if not is_settled:  # behind the others: what Redis refuses must not keep them from their turn
+                        self._waiting[report.device] = report
             failures = 0 if any(settled) else failures + 1
 
     def _try(self, report: Report) -> asyncio.Future[bool]:
         settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._store(report, lambda is_settled: None if settled.done() else settled.set_result(is_settled))
+        try:
+            self._store(report, lambda is_settled: None if settled.done() else settled.set_result(is_settled))
+        except Exception:  # noqa: BLE001 - logged whole
+            # A fault of ours that would happen again and keep the others waiting.
+            _log.exception("late_report_dropped")
+            if not settled.done():
+                settled.set_result(True)
         return settled
 
     async def close(self) -> None:

@@ -81,11 +81,12 @@ Respond = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookOptions:
-    """What the deployment fixed."""
+    """What the deployment fixed. A device's payload above `payload_bytes` is left alone."""
 
     dialect: Dialect
     identity: Literal["username", "clientid"] = "username"
     reply: Literal["rewrite", "publish"] = "rewrite"
+    payload_bytes: int = 256 * 1024
     http_base: str
     https_base: str | None = None
 
@@ -188,6 +189,8 @@ class HookProvider:
                 publish.topic, identity=identity, clientid=publish.clientid, username=publish.username
             )
             if address is not None:
+                if len(publish.payload) > self._options.payload_bytes:
+                    raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
                 read = self._read_report if address.channel is Channel.ATTRIBUTES else self._read_check
                 ask = read(address, publish, respond, started_s)
             if ask is not None:
@@ -248,9 +251,11 @@ class HookProvider:
 
     def _store_late(self, report: Report, settled: Callable[[bool], None]) -> None:
         def stored(device: DeviceState | DependencyError | None) -> None:
-            if not isinstance(device, DependencyError):
-                self._settle(report, device)
-            settled(not isinstance(device, DependencyError))
+            try:
+                if not isinstance(device, DependencyError):
+                    self._settle(report, device)
+            finally:  # a fault is the pipe's to log; the report is stored all the same
+                settled(not isinstance(device, DependencyError))
 
         self._devices.store_report(report, self._snapshots.current.kept_by_type, stored)
 

@@ -29,6 +29,8 @@ SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text)
 
 ID_BLOCK: Final = 8_192
 _IDS_RETRY_S: Final = 0.2
+_SETTLING_S: Final = 0.5
+"""After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
 
 _log = structlog.get_logger("ota_hook.hot")
 
@@ -94,7 +96,12 @@ class HotDevices:
                 self._load_long(identifier, name, bucket, done)
 
         key = self._keys.devices(bucket)
-        self._pipes.of(key).submit(pack(("HGET", key, name)), read)
+        pipe = self._pipes.of(key)
+        if asyncio.get_running_loop().time() < pipe.answers_again_at_s + _SETTLING_S:
+            # Another hook process may hold a late report of this device, which it has acknowledged.
+            done(DependencyError("Redis has only just come back: late reports go first."))
+            return
+        pipe.submit(pack(("HGET", key, name)), read)
 
     def _load_long(self, identifier: str, name: bytes, bucket: int, done: DeviceDone) -> None:
         def read(packed: Any) -> None:  # noqa: ANN401

@@ -10,6 +10,7 @@ that nobody waits a budget each. It closes with the next reply, or with a new co
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -115,6 +116,8 @@ class RedisPipe:
         self._ready = False
         self._stalled = False
         self._last_reply = 0.0
+        self.answers_again_at_s = -math.inf
+        """When it last came back from a stall, by the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when the timer should ring
         self._excused = False
@@ -299,6 +302,7 @@ class RedisPipe:
             return
         if self._stalled and not pending:
             self._stalled = False
+            self.answers_again_at_s = self._loop.time()
             _log.info("redis_answers_again")
         waiting = self._waiting
         while waiting and waiting[0].done is None:

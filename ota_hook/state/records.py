@@ -35,6 +35,9 @@ def pack_device(device_type: str, versions: Mapping[str, ReportedVersion]) -> by
 def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState:
     """The state of one device, with its open offers where `offers` is given."""
     flat = _unpack(packed)
+    if len(flat) == 4:  # nearly every device has one version
+        versions = {flat[1]: ReportedVersion(flat[3], int(flat[2]))}
+        return DeviceState(identifier, flat[0], versions, unpack_offers(offers) if offers else ())
     versions = {
         attribute: ReportedVersion(text, int(reported_at_ms))
         for attribute, reported_at_ms, text in zip(flat[1::3], flat[2::3], flat[3::3], strict=True)

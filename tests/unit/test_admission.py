@@ -387,6 +387,23 @@ def test_an_upgrade_back_to_what_a_downgrade_leads_away_from_is_refused() -> Non
     assert caught.value.field == "version"
 
 
+def test_three_firmware_that_lead_a_device_round_are_refused() -> None:
+    back = firmware("DOWN", "1.0", sources=["3.0"], allow_downgrade=True)
+    on = firmware("UP", "2.0", sources=["1.0"])
+    with pytest.raises(ConflictError, match="undo each other"):
+        admit_firmware(catalogue(back, on), firmware("CLOSE", "3.0", sources=["2.0"]), None)
+    with pytest.raises(ConflictError, match="undo each other"):
+        admit_firmware(catalogue(back, firmware("CLOSE", "3.0", sources=["2.0"])), replace(on, id="UP2"), None)
+    assert admit_firmware(catalogue(back, on), firmware("ASIDE", "2.5", sources=["2.0"]), None)
+
+
+@pytest.mark.parametrize("source", ["1.0.0", "v1.0"])
+def test_a_round_is_found_however_the_versions_are_spelled(source: str) -> None:
+    back = firmware("DOWN", "1.0", sources=["3.0"], allow_downgrade=True)
+    with pytest.raises(ConflictError, match="undo each other"):
+        admit_firmware(catalogue(back), firmware("UP", "3.0.0", sources=[source]), None)
+
+
 def test_a_mended_version_after_a_downgrade_is_taken() -> None:
     assert admit_firmware(catalogue(DOWNGRADE), firmware("UP", "2.0.1"), None)
 

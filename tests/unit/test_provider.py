@@ -186,6 +186,13 @@ async def test_the_client_id_identifies_where_the_setting_says_so() -> None:
     assert answer_of(await hook.check(username="other", clientid="d1"))[0] == "command_send/d1"
 
 
+async def test_a_payload_above_the_bound_is_left_alone_unread() -> None:
+    hook = make_hook(make_snapshot(), payload_bytes=100)
+    await hook.publish("attributes/d1", '{"version": "9", "x": "%s"}' % ("x" * 100))
+    assert hook.devices.devices["d1"].versions["version"].text == "1.0"
+    assert hook.counted("ota_hook_bad_messages_total", reason="too_large") == 1
+
+
 async def test_a_protobuf_that_can_not_be_read_is_ignored() -> None:
     hook = make_hook(make_snapshot())
     assert await hook.provider.handle("OnMessagePublish", b"\x0a\xff\xff") == IGNORE
@@ -233,6 +240,32 @@ async def test_of_late_reports_the_newest_of_a_device_is_stored_and_the_number_i
     answers = True
     await late.close()
     assert [(report.device, report.versions["version"]) for report in stored] == [("b", "2"), ("c", "1")]
+
+
+async def test_late_reports_that_redis_refuses_do_not_keep_others_from_being_stored() -> None:
+    stored: list[str] = []
+
+    def store(report: Report, settled: Callable[[bool], None]) -> None:
+        if report.device == "fault":
+            raise ValueError("no such thing should happen")
+        if not report.device.startswith("refused"):
+            stored.append(report.device)
+        settled(not report.device.startswith("refused"))
+
+    late = LateReports(store, HookMetrics())
+    for number in range(1_200):  # more than are tried at once
+        late.add(Report(device=f"refused{number}", versions={"version": "1"}, reported_at_ms=1))
+    for device in ("fault", "a", "b"):
+        late.add(Report(device=device, versions={"version": "1"}, reported_at_ms=1))
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(10):
+            while len(stored) < 2:  # noqa: ASYNC110 - a plain list
+                await asyncio.sleep(0.01)
+    assert stored == ["a", "b"]
+    assert [device in late for device in ("refused0", "refused1199", "fault", "a", "b")] == [True, True, *[False] * 3]
+    assert "late_report_dropped" in {entry["event"] for entry in logs}
+    assert late._task is not None
+    late._task.cancel()
 
 
 @pytest.mark.parametrize(("sent_ms", "stored_ms"), [(900, 900), (301_000, 301_000), (301_001, 1_000), (0, 1_000)])

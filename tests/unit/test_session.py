@@ -84,6 +84,14 @@ def test_a_call_carries_what_its_path_stands_for_and_its_message(connection: Con
     assert call.timeout_ms == 5000
 
 
+def test_paths_of_one_length_are_told_apart() -> None:
+    paths = [f"/emqx.exhook.v{version}.HookProvider/OnMessagePublish" for version in (1, 2, 3)]
+    connection = Connection(Session({path.encode(): path for path in paths}))
+    for path in paths + paths[::-1]:
+        connection.peer.call(b"x", broker_headers(path))
+    assert [call.route for call in connection.deliver()] == paths + paths[::-1]
+
+
 def test_an_answer_has_its_message_and_ok_in_the_trailers(connection: Connection) -> None:
     stream_id = connection.peer.call(b"hello")
     (call,) = connection.deliver()
@@ -416,6 +424,18 @@ def test_unfinished_requests_are_bounded_together() -> None:
     assert not connection.frames(RstStreamFrame)
 
 
+def test_whole_messages_that_nobody_ends_are_bounded_too() -> None:
+    connection = Connection(Session(ROUTES, max_message_bytes=16 * KIB, max_request_bytes=64 * KIB))
+    stream_ids = [connection.peer.open() for _ in range(50)]
+    connection.deliver()
+    for stream_id in stream_ids:
+        connection.peer.write(stream_id, framed(b"x" * 10_000))
+        connection.deliver()
+        assert connection.session.buffered_bytes <= 64 * KIB
+    assert connection.peer.answers[stream_ids[0]].ended is False
+    assert connection.peer.answers[stream_ids[-1]].status == RESOURCE_EXHAUSTED
+
+
 def test_a_peer_that_only_opens_streams_is_refused_and_then_cut_off() -> None:
     connection = Connection(Session(ROUTES, max_message_bytes=KIB, max_request_bytes=64 * KIB))
     stream_ids: list[int] = []
@@ -665,6 +685,19 @@ def test_a_drain_waits_for_an_unfinished_request_too(connection: Connection) -> 
     assert connection.session.drained
 
 
+def test_a_reset_call_holds_up_the_end_of_a_drain_but_not_the_goodbye(connection: Connection) -> None:
+    stream_id = connection.peer.call(b"x")
+    (call,) = connection.deliver()
+    connection.peer.h2.reset_stream(stream_id)
+    connection.session.start_drain()
+    connection.deliver()
+    assert connection.frames(GoAwayFrame)
+    assert not connection.session.drained
+    connection.session.respond(call, b"y")
+    connection.read()
+    assert connection.session.drained
+
+
 def test_an_idle_session_says_goodbye_at_once(connection: Connection) -> None:
     connection.session.start_drain()
     assert kinds(drain(connection.session)) == ["GOAWAY"]
@@ -821,6 +854,31 @@ def test_memory_stays_flat_over_many_calls() -> None:
     before = resident_bytes()
     run(reads[1000:])
     assert session.buffered_bytes == session.open_streams == session.open_calls == 0
+    assert resident_bytes() - before < 512 * KIB
+
+
+def test_memory_stays_flat_over_what_goes_wrong() -> None:
+    peer = Peer(window=10)
+    for _ in range(10):
+        peer.send([framed(b"in parts" * 100)[:400], framed(b"in parts" * 100)[400:]])
+        peer.write(peer.open(), framed(b"unfinished" * 50, length=1000))
+        peer.send([framed(b"too long" * 100)[:400], framed(b"too long" * 100)[400:], b"!"])
+        peer.h2.reset_stream(peer.send(framed(b"x" * 500), end=False))
+        peer.call(b"x", broker_headers("/unknown"))
+    data = peer.take()
+
+    def run(rounds: int) -> None:
+        for _ in range(rounds):
+            session = Session(ROUTES)
+            calls = session.receive(data)
+            assert len(calls) == 10
+            for call in calls[::2]:
+                session.respond(call, call.message[:100])
+            session.data_to_send()
+
+    run(200)
+    before = resident_bytes()
+    run(1000)
     assert resident_bytes() - before < 512 * KIB
 
 
