@@ -1,6 +1,7 @@
 """The admin role's HTTP application: the API under /api/v1, downloads, health.
 
-Middleware from the outside in: an unread body ends the connection, then the token, then the routes.
+Middleware from the outside in: an unread body ends the connection, then the token, then the bound on heavy
+requests, then the routes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from admin_api.auth import API_PREFIX, RequireToken
 from admin_api.bodies import CloseUnread
 from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
+from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
 from admin_api.routes import check, device_types, devices, firmware, health, rules
 
@@ -56,6 +58,7 @@ def create_app(context: AdminContext) -> FastAPI:
     app.include_router(downloads.router)
     app.include_router(health.router)
     # The one added last is the outermost.
+    app.add_middleware(LimitHeavy)
     app.add_middleware(RequireToken, tokens=context.tokens)
     app.add_middleware(CloseUnread)
     return app

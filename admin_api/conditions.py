@@ -9,8 +9,11 @@ from typing import Annotated, Final
 from fastapi import Depends, Header
 
 from ota_hook.errors import ConflictError, InputError
+from ota_hook.ports import ExpectedDevice
 
 _TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+
+_DIGEST: Final = re.compile(r'"([0-9a-f]{40})"')
 
 
 def revision_etag(revision: int) -> str:
@@ -32,6 +35,10 @@ class Preconditions:
         if self.if_none_match is not None and _matches(self.if_none_match, etag, weakly=True):
             raise ConflictError("It is there already.", stale=True)
 
+    def expect_device(self) -> ExpectedDevice:
+        """The same as `require` for a device's digest, which is judged where the device is written."""
+        return ExpectedDevice(_digests(self.if_match, weakly=False), _digests(self.if_none_match, weakly=True))
+
     def is_fresh(self, etag: str) -> bool:
         """Whether a reader has this very state already (304)."""
         return self.if_none_match is not None and _matches(self.if_none_match, etag, weakly=True)
@@ -43,6 +50,14 @@ def _matches(expected: tuple[str, ...], etag: str | None, *, weakly: bool) -> bo
     if "*" in expected:
         return True
     return any((tag.removeprefix("W/") if weakly else tag) == etag for tag in expected)
+
+
+def _digests(tags: tuple[str, ...] | None, *, weakly: bool) -> tuple[str, ...] | None:
+    """The tags that can be a device's without their quotes, and `*`. The others match nothing."""
+    if tags is None or "*" in tags:
+        return tags
+    found = (_DIGEST.fullmatch(tag.removeprefix("W/") if weakly else tag) for tag in tags)
+    return tuple(digest[1] for digest in found if digest)
 
 
 def parse_entity_tags(text: str) -> tuple[str, ...]:

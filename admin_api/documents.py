@@ -43,9 +43,12 @@ T = TypeVar("T")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def rfc3339(epoch_ms: int) -> str:
-    """`2026-01-31T08:00:00.000Z`."""
-    moment = _EPOCH + timedelta(milliseconds=epoch_ms)
+def rfc3339(epoch_ms: int) -> str | None:
+    """`2026-01-31T08:00:00.000Z`; None outside the years 1 to 9999."""
+    try:
+        moment = _EPOCH + timedelta(milliseconds=epoch_ms)
+    except OverflowError:
+        return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -162,7 +165,7 @@ class DeviceTypeOut(BaseModel):
     responses_enabled: bool
     auto_register: bool
     children_register: bool
-    created_at: str
+    created_at: str | None
     revision: int
 
     @classmethod
@@ -224,7 +227,7 @@ class RuleOut(BaseModel):
     version_attribute: str
     module: str
     enabled: bool
-    created_at: str
+    created_at: str | None
     revision: int
     notice: str | None = None
 
@@ -313,7 +316,7 @@ class OfferOut(BaseModel):
     from_version: str
     version_attribute: str
     command_ids: list[int]
-    offered_at: str
+    offered_at: str | None
     outcome: str
     code: str | None
     settled_at: str | None
@@ -401,7 +404,7 @@ class FirmwareOut(BaseModel):
     sha256: str
     crc32: str
     url: str | None
-    created_at: str
+    created_at: str | None
     revision: int
 
     @classmethod

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from admin_api.auth import PRINCIPAL_KEY
 from admin_api.context import AdminContext
-from ota_hook.errors import DependencyError, InputError
+from ota_hook.errors import DependencyError, InputError, OtaHookError
 from ota_hook.ports import Replay
 
 KEY_HEADER: Final = "Idempotency-Key"
@@ -31,23 +31,49 @@ async def answer_once(
     context: AdminContext, request: Request, fingerprint: str, answer: Callable[[], Awaitable[Response]]
 ) -> Response:
     """Run `answer`, or replay what it gave under the request's key. Only success is kept: a refusal changed nothing."""
+    return await create_once(context, request, fingerprint, "", lambda _: answer())
+
+
+async def create_once(
+    context: AdminContext,
+    request: Request,
+    fingerprint: str,
+    new_id: str,
+    create: Callable[[tuple[str, ...]], Awaitable[Response]],
+) -> Response:
+    """`answer_once` for what is created under an id of ours.
+
+    `create` gets the ids that earlier requests under the key may have created: it looks for these first.
+    """
     key = _key_of(request)
     if key is None:
-        return await answer()
+        return await create(())
     token = hashlib.sha256(str(request.scope[PRINCIPAL_KEY]).encode()).hexdigest()
-    begun = await context.idempotency.begin(token, f"{request.method} {request.url.path}", key, fingerprint)
+    route = f"{request.method} {request.url.path}"
+    begun = await context.idempotency.begin(token, route, key, fingerprint, new_id=new_id)
     if isinstance(begun, Replay):
         return Response(begun.body, begun.status, {**begun.headers, REPLAYED_HEADER: "true"})
     try:
-        response = await answer()
-    except BaseException:
+        response = await create(begun.earlier_ids)
+    except BaseException as exc:
         with contextlib.suppress(DependencyError):  # the store frees it by itself, within a minute
-            await context.idempotency.abandon(begun)
+            await context.idempotency.abandon(begun, maybe_written=_may_have_written(exc))
         raise
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     body = bytes(response.body)
-    await context.idempotency.finish(begun, status=response.status_code, headers=headers, body=body)
+    try:
+        await context.idempotency.finish(begun, status=response.status_code, headers=headers, body=body)
+    except DependencyError:
+        with contextlib.suppress(DependencyError):
+            await context.idempotency.abandon(begun, maybe_written=True)
+        raise
     return response
+
+
+def _may_have_written(exc: BaseException) -> bool:
+    if isinstance(exc, DependencyError):
+        return exc.maybe_written
+    return not isinstance(exc, OtaHookError)
 
 
 def _key_of(request: Request) -> str | None:

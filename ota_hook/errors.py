@@ -46,5 +46,9 @@ class ConflictError(OtaHookError):
 class DependencyError(OtaHookError):
     """Redis, the package store or the broker does not answer (503). Try again.
 
-    Nothing was changed, unless `detail` says that it was or that this is not known.
+    Nothing was changed, unless `detail` says that it was or that this is not known: then `maybe_written` is set.
     """
+
+    def __init__(self, detail: str, *, mend: str = "", field: str | None = None, maybe_written: bool = False) -> None:
+        super().__init__(detail, mend=mend, field=field)
+        self.maybe_written = maybe_written

@@ -48,7 +48,7 @@ class HookMetrics:
         self.registry.register(self)
 
     def observe_answer(self, seconds: float) -> None:
-        """From a publish reaching the provider to its answer."""
+        """From a publish asking Redis to its answer; what needs no Redis is answered at once."""
         self._answers[bisect_left(_BUCKETS_S, seconds)] += 1
         self._answers_sum_s += seconds
 
@@ -74,8 +74,6 @@ class HookMetrics:
         for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), self._answers, strict=True):
             total += count
             buckets.append((bound, total))
-        histogram = HistogramMetricFamily(
-            "ota_hook_answer_seconds", "Time from a publish reaching the provider to its answer."
-        )
+        histogram = HistogramMetricFamily("ota_hook_answer_seconds", "Time from a publish asking Redis to its answer.")
         histogram.add_metric([], buckets, self._answers_sum_s)
         return histogram

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
@@ -53,18 +53,58 @@ class DeviceStates(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoredDevice:
+    """A device with its open offers, and the digest of its stored state (40 hex digits): another state, another digest.
+
+    Open offers are no part of the digest.
+    """
+
+    state: DeviceState
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedDevice:
+    """What a write to a device must find. None: nothing is expected. `"*"` among the digests: any state.
+
+    `digests`: the device exists with one of them. `other_than`: it does not exist with one of them.
+    """
+
+    digests: tuple[str, ...] | None = None
+    other_than: tuple[str, ...] | None = None
+
+
+ANY_DEVICE: Final = ExpectedDevice()
+
+
 class DeviceStore(Protocol):
-    """Devices, for operators. Every method raises DependencyError where Redis does not answer."""
+    """Devices, for operators. Every method raises DependencyError where Redis does not answer.
+
+    A write that finds another device than `expected` changes nothing and raises ConflictError with `stale`; it looks
+    and writes atomically.
+    """
 
     async def load_device(self, identifier: str) -> DeviceState | None:
         """The device with its open offers, or None where it is not registered."""
         ...
 
-    async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
+    async def load_stored(self, identifier: str) -> StoredDevice | None:
+        """`load_device` with the digest of the state."""
+        ...
+
+    async def put_device(
+        self,
+        identifier: str,
+        device_type: str,
+        versions: Mapping[str, str] | None,
+        *,
+        expected: ExpectedDevice = ANY_DEVICE,
+    ) -> bool:
         """Create or replace (admin). `versions` None keeps what is stored. Returns whether it was created."""
         ...
 
-    async def delete_device(self, identifier: str) -> bool:
+    async def delete_device(self, identifier: str, *, expected: ExpectedDevice = ANY_DEVICE) -> bool:
         """Forget the device, its open offers and its history. Returns whether it existed."""
         ...
 
@@ -73,8 +113,13 @@ class DeviceStore(Protocol):
         ...
 
     async def patch_device(
-        self, identifier: str, device_type: str | None, versions: Mapping[str, str | None]
-    ) -> DeviceState | None:
+        self,
+        identifier: str,
+        device_type: str | None,
+        versions: Mapping[str, str | None],
+        *,
+        expected: ExpectedDevice = ANY_DEVICE,
+    ) -> StoredDevice | None:
         """Change the type (None keeps it) and only the named versions (None removes one), atomically (admin).
 
         Returns the state after it, None for an unknown device.
@@ -169,11 +214,17 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """This request is the first under its key: run it, then `finish` or `abandon`."""
+    """This request is the first under its key, or the first to be answered: run it, then `finish` or `abandon`.
+
+    `new_id` is what it names its creation; `earlier_ids` are those of requests under the key that did not tell what
+    became of them: what bears one of these was created by them.
+    """
 
     key: str
     owner: str
     body_digest: str
+    new_id: str = ""
+    earlier_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +239,10 @@ class Replay:
 class IdempotencyStore(Protocol):
     """Requests under an `Idempotency-Key`: run once, answered the same for 24 hours. All raise DependencyError."""
 
-    async def begin(self, token_digest: str, route: str, key: str, body_digest: str) -> Begun | Replay:
-        """Start a request, or find its answer. `route` is method and path.
+    async def begin(
+        self, token_digest: str, route: str, key: str, body_digest: str, *, new_id: str = ""
+    ) -> Begun | Replay:
+        """Start a request, or find its answer. `route` is method and path; `new_id` what it names its creation.
 
         Raises InputError where the key was used with another body, ConflictError while the first request runs (a
         process that died frees it within a minute).
@@ -200,8 +253,10 @@ class IdempotencyStore(Protocol):
         """Keep the answer for 24 hours."""
         ...
 
-    async def abandon(self, begun: Begun) -> None:
-        """Forget the request (it failed and may be tried again under the same key)."""
+    async def abandon(self, begun: Begun, *, maybe_written: bool = False) -> None:
+        """Forget the request (it failed and may be tried again under the same key); its `new_id` only where it
+        certainly wrote nothing.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 # Run the gRPC session's tests where a mistake with memory shows, in a copy of the sources:
 #   sanitizers   built with AddressSanitizer and UBSan: unit and property tests; a minute
 #   valgrind     its own allocator for Python: unit tests; every block lost and every error in the session or in
-#                nghttp2 counts, CPython's own noise doesn't; five minutes
+#                nghttp2 counts, CPython's own noise doesn't; two minutes
 # Without an argument, both. Exit 1 where anything was found. Needs `make build`, and valgrind for the second.
 set -eu
 cd "$(dirname "$0")/.."
@@ -20,9 +20,9 @@ if [ "$what" != valgrind ]; then
     CFLAGS="$flags" LDFLAGS="$flags" "$python" setup.py -q build_ext --inplace --force >build.log 2>&1 ||
         { cat build.log; exit 1; }
     # Python keeps what it made until the end: leaks are valgrind's part.
-    LD_PRELOAD="$(cc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 PYTHONMALLOC=malloc \
+    LD_PRELOAD="$(cc -print-file-name=libasan.so)" ASAN_OPTIONS="detect_leaks=0:log_path=$work/asan" PYTHONMALLOC=malloc \
         "$python" -m pytest -q -p no:cacheprovider --timeout=0 -k "not memory_stays_flat" \
-        tests/unit/test_session.py tests/property/test_session_splits.py || exit 1
+        tests/unit/test_session.py tests/property/test_session_splits.py || { cat asan.* 2>/dev/null; exit 1; }
 fi
 
 if [ "$what" != sanitizers ]; then

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import orjson
-import xxhash
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,7 +32,8 @@ from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
 from ota_hook.admission import check_identifier, find_type
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.model import DeviceState, is_direct_identifier
+from ota_hook.model import is_direct_identifier
+from ota_hook.ports import StoredDevice
 from ota_hook.snapshot import Snapshot
 
 router = APIRouter(tags=["devices"], route_class=JsonRoute)
@@ -74,27 +74,24 @@ class ExportQuery(BaseModel):
     type: str | None = None
 
 
-async def _load(context: AdminContext, identifier: str) -> DeviceState:
-    device = await context.devices.load_device(identifier) if is_direct_identifier(identifier) else None
+async def _load(context: AdminContext, identifier: str) -> StoredDevice:
+    device = await context.devices.load_stored(identifier) if is_direct_identifier(identifier) else None
     if device is None:
         raise NotFound(f"There is no device {identifier[:160]!r}.")
     return device
 
 
-def _etag(device: DeviceState) -> str:
-    """Devices have no revision: the tag is made of what is shown."""
-    shown = orjson.dumps(
-        [device.device_type, sorted((name, v.text, v.reported_at_ms) for name, v in device.versions.items())]
-    )
-    return f'"{xxhash.xxh3_128_hexdigest(shown)}"'
+def _etag(device: StoredDevice) -> str:
+    """Devices have no revision: the tag is the digest of what is stored."""
+    return f'"{device.digest}"'
 
 
-def _answer(device: DeviceState, *, created: bool = False) -> Response:
+def _answer(device: StoredDevice, *, created: bool = False) -> Response:
     return answer(
-        DeviceOut.of(device),
+        DeviceOut.of(device.state),
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
         etag=_etag(device),
-        location=f"/api/v1/devices/{quote(device.identifier, safe='')}" if created else None,
+        location=f"/api/v1/devices/{quote(device.state.identifier, safe='')}" if created else None,
     )
 
 
@@ -153,7 +150,7 @@ async def create_device(context: Context, request: Request, body: NewDevice) -> 
 )
 async def read_device(context: Context, identifier: str, conditions: Conditions) -> Response:
     device = await _load(context, identifier)
-    return answer_read(DeviceOut.of(device), _etag(device), conditions)
+    return answer_read(DeviceOut.of(device.state), _etag(device), conditions)
 
 
 @router.put(
@@ -166,10 +163,9 @@ async def read_device(context: Context, identifier: str, conditions: Conditions)
 async def put_device(context: Context, identifier: str, body: DeviceFields, conditions: Conditions) -> Response:
     _identifier_in_path(identifier, body.identifier)
     _admit(context.catalogue.current, body.type, body.versions)
-    if conditions.if_match is not None or conditions.if_none_match is not None:
-        old = await context.devices.load_device(identifier)
-        conditions.require(None if old is None else _etag(old))
-    created = await context.devices.put_device(identifier, body.type, body.versions)
+    created = await context.devices.put_device(
+        identifier, body.type, body.versions, expected=conditions.expect_device()
+    )
     return _answer(await _load(context, identifier), created=created)
 
 
@@ -187,10 +183,12 @@ async def patch_device(
     old = await _load(context, identifier)
     _identifier_in_path(identifier, body.identifier)
     conditions.require(_etag(old))
-    type_key = body.type or old.device_type
-    versions = dict.fromkeys(old.versions) if body.versions is None else body.versions
+    type_key = body.type or old.state.device_type
+    versions = dict.fromkeys(old.state.versions) if body.versions is None else body.versions
     _admit(context.catalogue.current, type_key, {name: text for name, text in versions.items() if text is not None})
-    device = await context.devices.patch_device(identifier, body.type or None, versions)
+    device = await context.devices.patch_device(
+        identifier, body.type or None, versions, expected=conditions.expect_device()
+    )
     if device is None:
         raise NotFound(f"There is no device {identifier!r}.")
     return _answer(device)
@@ -203,8 +201,9 @@ async def patch_device(
     responses=documented(None, 204) | problems(404, 412),
 )
 async def delete_device(context: Context, identifier: str, conditions: Conditions) -> Response:
-    conditions.require(_etag(await _load(context, identifier)))
-    await context.devices.delete_device(identifier)
+    await _load(context, identifier)
+    if not await context.devices.delete_device(identifier, expected=conditions.expect_device()):
+        raise NotFound(f"There is no device {identifier!r}.")
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -214,7 +213,7 @@ async def delete_device(context: Context, identifier: str, conditions: Condition
     responses=documented(Page[OfferOut], 200) | problems(404),
 )
 async def list_offers(context: Context, query: Annotated[OfferQuery, Query()]) -> Response:
-    device = await _load(context, query.device)
+    device = (await _load(context, query.device)).state
     if query.cursor is not None:
         raise InputError("This list has one page.", field="cursor")
     settled = await context.offers.load_history(device.identifier)

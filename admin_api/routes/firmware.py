@@ -23,7 +23,7 @@ from admin_api.documents import (
     firmware_settings,
 )
 from admin_api.firmware_views import FirmwareViews
-from admin_api.idempotency import answer_once, fingerprint_of
+from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
@@ -37,7 +37,7 @@ from ota_hook.admission import (
     find_type,
     remove_firmware,
 )
-from ota_hook.errors import ConflictError, InputError, NotFound
+from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
 from ota_hook.model import CatalogueChange, Firmware
 from ota_hook.packages.inspect import file_stem
 from ota_hook.snapshot import Snapshot
@@ -163,22 +163,26 @@ async def upload_firmware(context: Context, request: Request) -> Response:
     package = upload.package
     created = False
 
-    async def create() -> Response:
+    async def create(earlier_ids: tuple[str, ...]) -> Response:
         nonlocal created
-        firmware = await _create(context, firmware_id, upload)
-        created = True
-        return answer(
+        firmware = await _create(context, firmware_id, upload, earlier_ids)
+        created = firmware.id == firmware_id
+        response = answer(
             await _views(request).show(firmware, context.catalogue.current),
             status=HTTPStatus.CREATED,
             etag=revision_etag(firmware.revision),
             location=f"/api/v1/firmware/{firmware.id}",
         )
+        if not created:
+            response.headers[REPLAYED_HEADER] = "true"
+        return response
 
     try:
         fingerprint = fingerprint_of(upload.fields, package.filename, package.sha256)
-        response = await answer_once(context, request, fingerprint, create)
-    except (InputError, ConflictError, NotFound):
-        await context.packages.remove(firmware_id)
+        response = await create_once(context, request, fingerprint, firmware_id, create)
+    except OtaHookError as exc:
+        if not created and not (isinstance(exc, DependencyError) and exc.maybe_written):
+            await context.packages.remove(firmware_id)
         raise
     # After any other error the firmware may exist: its package stays, and the sweep removes it if nothing names it.
     if not created:
@@ -186,7 +190,10 @@ async def upload_firmware(context: Context, request: Request) -> Response:
     return response
 
 
-async def _create(context: AdminContext, firmware_id: str, upload: Upload) -> Firmware:
+async def _create(
+    context: AdminContext, firmware_id: str, upload: Upload, earlier_ids: tuple[str, ...] = ()
+) -> Firmware:
+    """Put the firmware into the catalogue, unless it is there under one of `earlier_ids`: then that one."""
     fields, package = upload
     _require_https_base(context, fields.use_https)
     device_list, members = await _stage(context, fields.devices)
@@ -204,8 +211,16 @@ async def _create(context: AdminContext, firmware_id: str, upload: Upload) -> Fi
         allow_downgrade=fields.allow_downgrade,
         created_at_ms=context.now_ms(),
     )
-    written = await commit(context.catalogue, lambda snapshot: admit_firmware(snapshot, proposed, members))
-    return _written_firmware(written)
+    earlier: Firmware | None = None
+
+    def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
+        nonlocal earlier
+        known = next((known for known in earlier_ids if known in snapshot.firmware), None)
+        earlier = find_firmware(snapshot, known) if known else None
+        return () if earlier else admit_firmware(snapshot, proposed, members)
+
+    written = await commit(context.catalogue, decide)
+    return earlier or _written_firmware(written)
 
 
 # ---- one firmware

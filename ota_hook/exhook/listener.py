@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -37,7 +36,7 @@ _log = structlog.get_logger("ota_hook.listener")
 
 
 class TakesCalls(Protocol):
-    def take(self, method: str, request: bytes, respond: Respond) -> None: ...
+    def take(self, method: str, request: bytes, respond: Respond, call: object) -> bytes | None: ...
 
 
 class Listener:
@@ -173,10 +172,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_read = self._listener.loop.time()
-        take = self._listener.provider.take
-        for call in self.session.receive(data):
+        take, session = self._listener.provider.take, self.session
+        for call in session.receive(data):
             self._served = True
-            take(call.route, call.message, partial(self._respond, call))
+            answer = take(call.route, call.message, self._respond, call)
+            if answer is not None:
+                session.respond(call, answer)
         self._schedule()
 
     def eof_received(self) -> bool:

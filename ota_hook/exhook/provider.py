@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -75,8 +75,11 @@ _FUTURE_MS: Final = 300_000
 """A broker's clock may be so far ahead of ours; a report from later than that counts as sent now. Else one jump of a
 clock would make every true report after it look stale."""
 
-Respond = Callable[[bytes], None]
-"""Takes the answer to one call."""
+Respond = Callable[[Any, bytes], None]
+"""Takes a call, as the listener named it, and its answer."""
+
+_Asked = tuple[Respond, object, float]
+"""Whom to answer, which call, and since when Redis is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,25 +126,25 @@ class HookProvider:
 
     # ---- calls
 
-    def take(self, method: str, request: bytes, respond: Respond) -> None:
-        """Take one call; `method` is a name of METHODS, without package. `respond` is called once, at once or soon.
+    def take(self, method: str, request: bytes, respond: Respond, call: object = None) -> bytes | None:
+        """Take one call; `method` is a name of METHODS, without package.
 
-        Never raises.
+        Returns the answer where it is there at once. Else None, and `respond(call, answer)` is called once, within the
+        budget. Never raises.
         """
         self._metrics.calls[method] += 1
         if method == "OnMessagePublish":
-            self._on_publish(request, respond)
-        elif method == "OnProviderLoaded":
-            respond(self._hooks(request))
-        else:
-            # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
-            respond(IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS)
+            return self._on_publish(request, respond, call)
+        if method == "OnProviderLoaded":
+            return self._hooks(request)
+        # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
+        return IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS
 
     async def handle(self, method: str, request: bytes) -> bytes:
         """`take` for listeners that wait."""
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.take(method, request, lambda response: None if answer.done() else answer.set_result(response))
-        return await answer
+        later: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answer = self.take(method, request, lambda _, late: None if later.done() else later.set_result(late))
+        return answer if answer is not None else await later
 
     async def close(self) -> None:
         """Give late reports and commands being published a moment; what is still under way then is dropped."""
@@ -160,64 +163,57 @@ class HookProvider:
         spec = HookSpec(name="message.publish", topics=self._dialect.topic_filters)
         return LoadedResponse(hooks=[spec]).SerializeToString()
 
-    def _finish(self, respond: Respond, started_s: float, answer: bytes) -> None:
-        self._metrics.observe_answer(time.perf_counter() - started_s)
-        respond(answer)
+    def _finish(self, asked: _Asked, answer: bytes) -> None:
+        respond, call, asked_s = asked
+        self._metrics.observe_answer(time.perf_counter() - asked_s)
+        respond(call, answer)
 
-    def _finish_faulty(self, respond: Respond, started_s: float) -> None:
+    def _note_fault(self) -> None:
         # A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric.
         self._metrics.unanswered["fault"] += 1
         self._log.exception("provider_fault")
-        self._finish(respond, started_s, IGNORE)
 
     def _failed(self, error: DependencyError) -> None:
         self._metrics.unanswered["dependency"] += 1
         if self._sampled.take("dependency"):
             self._log.warning("dependency_failed", problem=str(error))
 
-    def _on_publish(self, request: bytes, respond: Respond) -> None:
-        started_s = time.perf_counter()
+    def _on_publish(self, request: bytes, respond: Respond, call: object) -> bytes | None:
         publish = read_publish(request)
         if publish is None:
             self._metrics.bad_messages["not_protobuf"] += 1
-            self._finish(respond, started_s, IGNORE)
-            return
+            return IGNORE
         identity = publish.username if self._by_username else publish.clientid
-        ask = None
         try:
             address = self._dialect.recognise(
                 publish.topic, identity=identity, clientid=publish.clientid, username=publish.username
             )
-            if address is not None:
-                if len(publish.payload) > self._options.payload_bytes:
-                    raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
-                read = self._read_report if address.channel is Channel.ATTRIBUTES else self._read_check
-                ask = read(address, publish, respond, started_s)
-            if ask is not None:
-                ask()
-                return
+            if address is None:
+                return IGNORE
+            if len(publish.payload) > self._options.payload_bytes:
+                raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
+            asked = (respond, call, time.perf_counter())
+            ask = self._ask_about_report if address.channel is Channel.ATTRIBUTES else self._ask_about_check
+            return None if ask(address, publish, asked) else IGNORE
         except BadMessage as exc:
             self._metrics.bad_messages[exc.reason] += 1
             if self._sampled.take(exc.reason):
                 self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=publish.topic[:256])
         except Exception:  # noqa: BLE001 - logged there
-            self._finish_faulty(respond, started_s)
-            return
-        self._finish(respond, started_s, IGNORE)
+            self._note_fault()
+        return IGNORE
 
     # ---- reports
 
-    def _read_report(
-        self, address: Address, publish: Publish, respond: Respond, started_s: float
-    ) -> Callable[[], None] | None:
-        """How to ask Redis, None where there is nothing to ask. What is asked answers the call."""
+    def _ask_about_report(self, address: Address, publish: Publish, asked: _Asked) -> bool:
+        """Whether Redis was asked; then its reply answers the call."""
         snapshot = self._snapshots.current
         parsed = parse_attributes(publish.payload, snapshot.kept_attributes)
         if parsed.bad_values:
             self._metrics.bad_messages["bad_version"] += parsed.bad_values
         if not parsed.versions:
             self._metrics.reports["no_version"] += 1
-            return None
+            return False
         now_ms = self._clock_ms()
         sent_ms = publish.timestamp_ms
         registering = snapshot.types.get(address.device_type) if address.device_type is not None else None
@@ -230,13 +226,11 @@ class HookProvider:
         )
         if address.device in self._late_reports:
             self._late_reports.add(report)
-            return None
-        stored = partial(self._report_stored, respond, started_s, report)
-        return partial(self._devices.store_report, report, snapshot.kept_by_type, stored)
+            return False
+        self._devices.store_report(report, snapshot.kept_by_type, partial(self._report_stored, asked, report))
+        return True
 
-    def _report_stored(
-        self, respond: Respond, started_s: float, report: Report, device: DeviceState | DependencyError | None
-    ) -> None:
+    def _report_stored(self, asked: _Asked, report: Report, device: DeviceState | DependencyError | None) -> None:
         try:
             if isinstance(device, DependencyError):
                 # The broker acknowledges the report to the device all the same, so it is kept.
@@ -245,9 +239,8 @@ class HookProvider:
             else:
                 self._settle(report, device)
         except Exception:  # noqa: BLE001 - logged there
-            self._finish_faulty(respond, started_s)
-            return
-        self._finish(respond, started_s, IGNORE)
+            self._note_fault()
+        self._finish(asked, IGNORE)
 
     def _store_late(self, report: Report, settled: Callable[[bool], None]) -> None:
         def stored(device: DeviceState | DependencyError | None) -> None:
@@ -279,40 +272,37 @@ class HookProvider:
 
     # ---- checks
 
-    def _read_check(
-        self, address: Address, publish: Publish, respond: Respond, started_s: float
-    ) -> Callable[[], None] | None:
-        """How to ask Redis, None where there is nothing to ask. What is asked answers the call."""
+    def _ask_about_check(self, address: Address, publish: Publish, asked: _Asked) -> bool:
+        """Whether Redis was asked; then its reply answers the call."""
         event = parse_event(publish.payload)
         if event not in self._snapshots.current.events:
             self._metrics.checks["no_rule"] += 1
-            return None
+            return False
         if address.device in self._late_reports:
             # What is stored is older than what the device said last: no answer is better than a wrong one.
             self._metrics.checks["late_report"] += 1
-            return None
-        loaded = partial(self._device_loaded, respond, started_s, address, event, publish.qos)
-        return partial(self._devices.load_device, address.device, loaded)
+            return False
+        loaded = partial(self._device_loaded, asked, address, event, publish.qos)
+        self._devices.load_device(address.device, loaded)
+        return True
 
-    def _device_loaded(  # noqa: PLR0917 - bound ahead, by place
+    def _device_loaded(
         self,
-        respond: Respond,
-        started_s: float,
+        asked: _Asked,
         address: Address,
         event: str,
         qos: int,
         device: DeviceState | DependencyError | None,
     ) -> None:
+        answer = IGNORE
         try:
             if isinstance(device, DependencyError):
                 self._failed(device)
-                answer = IGNORE
             else:
                 answer = self._answer_check(address, event, qos, device)
         except Exception:  # noqa: BLE001 - logged there
-            self._finish_faulty(respond, started_s)
-            return
-        self._finish(respond, started_s, answer)
+            self._note_fault()
+        self._finish(asked, answer)
 
     def _answer_check(self, address: Address, event: str, qos: int, device: DeviceState | None) -> bytes:
         """The event rewritten into the first answer; the others are published."""

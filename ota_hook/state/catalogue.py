@@ -24,7 +24,7 @@ from ota_hook.state.catalogue_scripts import APPLY, LOAD, LOAD_ALL
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.device_lists import DeviceLists
 from ota_hook.state.documents import Document, decode_document, encode_document
-from ota_hook.state.durability import DurableWriter
+from ota_hook.state.durability import DurableWriter, maybe_written
 from ota_hook.state.format import FORMAT, open_layout
 from ota_hook.state.keys import Keys, as_bytes, as_text
 
@@ -147,14 +147,15 @@ class RedisCatalogue:
         if became == "stale":
             return False
         if became == "overtaken":
-            await self._refresh()
+            with maybe_written():
+                await self._refresh()
             return True
         kept = {place: document for place, document in self._refused.items() if place not in written}
         self._note_refused([*kept.values(), *refused])
         self._recheck_refused = bool(kept)
         self._current, self._token = snapshot, token
         if unconfirmed is not None:
-            raise DependencyError(unconfirmed, mend="Look at what is there before you try again.")
+            raise DependencyError(unconfirmed, mend="Look at what is there before you try again.", maybe_written=True)
         return True
 
     def _apply_call(self, snapshot: Snapshot, token: bytes, changes: Sequence[CatalogueChange]) -> Call:
@@ -199,10 +200,11 @@ class RedisCatalogue:
         raise DependencyError(
             "It is not known whether the change was written: Redis failed meanwhile.",
             mend="Look at what is there before you try again.",
+            maybe_written=True,
         ) from failure
 
     async def _was_written(self, token: bytes) -> bool:
-        with redis_errors("looking for a change"):
+        with maybe_written(), redis_errors("looking for a change"):
             entries = await run_command(self._redis, "XREVRANGE", self._keys.changes, "+", "-", "COUNT", STREAM_LENGTH)
         return any(entry[1].get(b"token") == token for entry in entries)
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from ota_hook.errors import InputError
+from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState, Outcome, ReportedVersion
-from ota_hook.ports import Report
+from ota_hook.ports import ANY_DEVICE, ExpectedDevice, Report, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import Argument, Call, RedisClient, Script, redis_errors, run_commands, run_pipelined
 from ota_hook.state.durability import DurableWriter
@@ -117,6 +118,20 @@ return {packed, redis.call('HGET', KEYS[3], identifier)}
 """
 )
 
+# '' expects nothing, '*' any device, and else the digests stand between line breaks.
+_EXPECTED_LUA: Final = """
+local function is_one_of(digests, digest)
+  if not digest then return false end
+  return digests == '*' or string.find(digests, '\\n' .. digest .. '\\n', 1, true) ~= nil
+end
+local function find_conflict(stored, digests, other_than)
+  local digest = stored and redis.sha1hex(stored)
+  if digests ~= '' and not is_one_of(digests, digest) then return 'changed' end
+  if other_than ~= '' and is_one_of(other_than, digest) then return 'there' end
+  return nil
+end
+"""
+
 _CREATE: Final = Script(
     _DEVICE_LUA
     + """
@@ -128,10 +143,13 @@ return 1
 
 _PUT: Final = Script(
     _DEVICE_LUA
+    + _EXPECTED_LUA
     + OFFERS_LUA
     + """
-local identifier, device_type, packed = ARGV[1], ARGV[2], ARGV[3]
+local identifier, device_type, packed = ARGV[3], ARGV[4], ARGV[5]
 local stored = read_device(identifier)
+local conflict = find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
 local cancelled = {}
 if stored then
   local device = cmsgpack.unpack(stored)
@@ -148,18 +166,21 @@ return {stored and 0 or 1, cancelled}
 
 _PATCH: Final = Script(
     _DEVICE_LUA
+    + _EXPECTED_LUA
     + OFFERS_LUA
     + """
-local identifier, device_type = ARGV[1], ARGV[2]
+local identifier, device_type = ARGV[3], ARGV[4]
 local stored = read_device(identifier)
 if not stored then return false end
+local conflict = find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
 local device = cmsgpack.unpack(stored)
 local cancelled = {}
 if device_type ~= '' and device[1] ~= device_type then
   cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
   device[1] = device_type
 end
-for i = 3, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   local attribute, is_set, text = ARGV[i], ARGV[i + 1] == '1', ARGV[i + 2]
   local at = find_attribute(device, attribute)
   if is_set then
@@ -176,9 +197,14 @@ return {packed, redis.call('HGET', KEYS[3], identifier), cancelled}
 )
 
 _DELETE: Final = Script(
-    OFFERS_LUA
+    _DEVICE_LUA
+    + _EXPECTED_LUA
+    + OFFERS_LUA
     + """
-local identifier = ARGV[1]
+local identifier = ARGV[3]
+local stored = read_device(identifier)
+local conflict = stored and find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
 local cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
 redis.call('DEL', KEYS[4])
 local gone = redis.call('HDEL', KEYS[1], identifier) + redis.call('HDEL', KEYS[2], identifier)
@@ -197,34 +223,54 @@ class RedisDevices:
 
     async def load_device(self, identifier: str) -> DeviceState | None:
         """See ports.DeviceStore. One round trip."""
+        stored = await self.load_stored(identifier)
+        return stored.state if stored else None
+
+    async def load_stored(self, identifier: str) -> StoredDevice | None:
+        """See ports.DeviceStore. One round trip."""
         with redis_errors("reading a device"):
             stored = await _LOAD.run(self._redis, self._touched(identifier), (as_bytes(identifier),))
-        return unpack_device(identifier, *stored) if stored else None
+        return _stored_device(identifier, *stored) if stored else None
 
-    async def put_device(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> bool:
+    async def put_device(
+        self,
+        identifier: str,
+        device_type: str,
+        versions: Mapping[str, str] | None,
+        *,
+        expected: ExpectedDevice = ANY_DEVICE,
+    ) -> bool:
         """See ports.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
-        results = await self._writer.write_or_fail(_PUT, [self._put_call(identifier, device_type, versions)])
+        call = self._put_call(identifier, device_type, versions, expected)
+        results = await self._writer.write_or_fail(_PUT, [call])
+        _refuse_conflict(results[0])
         return await self._count_puts(results) == 1
 
     async def create_device(self, identifier: str, device_type: str, versions: Mapping[str, str]) -> bool:
         """See ports.DeviceStore."""
-        keys, (name, _, packed) = self._put_call(identifier, device_type, versions)
-        (created,) = await self._writer.write_or_fail(_CREATE, [(keys, (name, packed))])
+        call: Call = (self._touched(identifier), (as_bytes(identifier), _pack_typed(device_type, versions)))
+        (created,) = await self._writer.write_or_fail(_CREATE, [call])
         return bool(created)
 
     async def patch_device(
-        self, identifier: str, device_type: str | None, versions: Mapping[str, str | None]
-    ) -> DeviceState | None:
+        self,
+        identifier: str,
+        device_type: str | None,
+        versions: Mapping[str, str | None],
+        *,
+        expected: ExpectedDevice = ANY_DEVICE,
+    ) -> StoredDevice | None:
         """See ports.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
-        arguments: list[Argument] = [as_bytes(identifier), as_bytes(device_type or "")]
+        arguments: list[Argument] = [*_expectation(expected), as_bytes(identifier), as_bytes(device_type or "")]
         for attribute, text in versions.items():
             arguments += (as_bytes(attribute), int(text is not None), as_bytes(text or ""))
         (stored,) = await self._writer.write_or_fail(_PATCH, [(self._touched_by_admin(identifier), arguments)])
         if stored is None:
             return None
+        _refuse_conflict(stored)
         packed, offers, cancelled = stored
         await self._count_cancelled(cancelled)
-        return unpack_device(identifier, packed, offers)
+        return _stored_device(identifier, packed, offers)
 
     async def count_unknown(self, identifiers: Sequence[str]) -> int:
         """See ports.DeviceStore. 500 per round trip."""
@@ -241,7 +287,7 @@ class RedisDevices:
         """See ports.DeviceStore. 500 per round trip; confirmed once, behind the last: pass thousands at a time."""
         created = 0
         for start in range(0, len(devices), IMPORT_BATCH):
-            calls = [self._put_call(*device) for device in devices[start : start + IMPORT_BATCH]]
+            calls = [self._put_call(*device, ANY_DEVICE) for device in devices[start : start + IMPORT_BATCH]]
             if start + IMPORT_BATCH >= len(devices):
                 results = await self._writer.write_or_fail(_PUT, calls)
             else:
@@ -250,10 +296,12 @@ class RedisDevices:
             created += await self._count_puts(results)
         return created, len(devices) - created
 
-    async def delete_device(self, identifier: str) -> bool:
+    async def delete_device(self, identifier: str, *, expected: ExpectedDevice = ANY_DEVICE) -> bool:
         """See ports.DeviceStore. Its open offers count as cancelled."""
-        call: Call = (self._touched_by_admin(identifier), (as_bytes(identifier),))
-        ((existed, cancelled),) = await self._writer.write_or_fail(_DELETE, [call])
+        call: Call = (self._touched_by_admin(identifier), (*_expectation(expected), as_bytes(identifier)))
+        (result,) = await self._writer.write_or_fail(_DELETE, [call])
+        _refuse_conflict(result)
+        existed, cancelled = result
         await self._count_cancelled(cancelled)
         return bool(existed)
 
@@ -320,12 +368,12 @@ class RedisDevices:
     def _touched_by_admin(self, identifier: str) -> tuple[Argument, ...]:
         return *self._touched(identifier), self._keys.history(self._keys.bucket_of(identifier), identifier)
 
-    def _put_call(self, identifier: str, device_type: str, versions: Mapping[str, str] | None) -> Call:
-        packed = b""
-        if versions is not None:
-            # Time 0: whatever the device reports is newer than what an operator typed.
-            packed = pack_device(device_type, {name: ReportedVersion(text, 0) for name, text in versions.items()})
-        return self._touched_by_admin(identifier), (as_bytes(identifier), as_bytes(device_type), packed)
+    def _put_call(
+        self, identifier: str, device_type: str, versions: Mapping[str, str] | None, expected: ExpectedDevice
+    ) -> Call:
+        packed = b"" if versions is None else _pack_typed(device_type, versions)
+        arguments = (*_expectation(expected), as_bytes(identifier), as_bytes(device_type), packed)
+        return self._touched_by_admin(identifier), arguments
 
     async def _count_puts(self, results: Sequence[Any]) -> int:
         """How many of the results of `_PUT` created a device; cancelled offers are counted on the way."""
@@ -335,6 +383,35 @@ class RedisDevices:
     async def _count_cancelled(self, firmware_ids: Iterable[bytes]) -> None:
         counts = Counter((as_text(firmware_id), Outcome.CANCELLED) for firmware_id in firmware_ids)
         await count_outcomes(self._redis, self._keys, counts)
+
+
+def _pack_typed(device_type: str, versions: Mapping[str, str]) -> bytes:
+    # Time 0: whatever the device reports is newer than what an operator typed.
+    return pack_device(device_type, {name: ReportedVersion(text, 0) for name, text in versions.items()})
+
+
+def _stored_device(identifier: str, packed: bytes, offers: bytes | None) -> StoredDevice:
+    digest = hashlib.sha1(packed, usedforsecurity=False).hexdigest()  # Lua's only one
+    return StoredDevice(unpack_device(identifier, packed, offers), digest)
+
+
+def _expectation(expected: ExpectedDevice) -> tuple[bytes, bytes]:
+    """The first two arguments of a script with `_EXPECTED_LUA`."""
+    return _digests_argument(expected.digests), _digests_argument(expected.other_than)
+
+
+def _digests_argument(digests: tuple[str, ...] | None) -> bytes:
+    if digests is None:
+        return b""
+    return b"*" if "*" in digests else as_bytes("\n".join(("", *digests, "")))
+
+
+def _refuse_conflict(result: object) -> None:
+    """Raise what `find_conflict` found, where a script returned that."""
+    if result == b"changed":
+        raise ConflictError("It was changed since you read it, or is gone.", mend="Read it again.", stale=True)
+    if result == b"there":
+        raise ConflictError("It is there already.", stale=True)
 
 
 def report_arguments(report: Report, keepers: Mapping[str, bytes], refresh_ms: int) -> list[Argument]:

@@ -5,7 +5,8 @@ Knows nothing of what is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -27,6 +28,16 @@ DEFAULT_WAIT_MS: Final = 2_000
 """Longer than the second that `appendfsync everysec` may take, shorter than a command's time limit."""
 
 
+@contextmanager
+def maybe_written() -> Iterator[None]:
+    """A DependencyError inside leaves open whether a write happened, and says so."""
+    try:
+        yield
+    except DependencyError as exc:
+        exc.maybe_written = True
+        raise
+
+
 class DurableWriter:
     """Runs scripts and waits until Redis has them on its disk (WAITAOF, where the server can) and on `replicas`.
 
@@ -46,14 +57,15 @@ class DurableWriter:
         The script must be safe to run twice. Raises DependencyError where Redis fails: then it is not known whether
         it ran.
         """
-        with redis_errors("writing"):
+        with redis_errors("asking whether writes reach the disk"):
             if self._reaches_disk is None:
                 self._reaches_disk = all(await ask_primaries(self._redis, _can_wait_for_disk))
-            waits: list[Command] = []
-            if self._reaches_disk:
-                waits.append(("WAITAOF", 1, 0, self._wait_ms))
-            if self._replicas:
-                waits.append(("WAIT", self._replicas, self._wait_ms))
+        waits: list[Command] = []
+        if self._reaches_disk:
+            waits.append(("WAITAOF", 1, 0, self._wait_ms))
+        if self._replicas:
+            waits.append(("WAIT", self._replicas, self._wait_ms))
+        with maybe_written(), redis_errors("writing"):
             results, waited = await run_pipelined(self._redis, script, calls, then=waits)
         return results, next(filter(None, (self._judge(waits, answers) for answers in waited)), None)
 
@@ -61,7 +73,7 @@ class DurableWriter:
         """`write`, with DependencyError where the confirmation is missing. Its text says that the write happened."""
         results, unconfirmed = await self.write(script, calls)
         if unconfirmed is not None:
-            raise DependencyError(unconfirmed, mend="Look at what is there before you try again.")
+            raise DependencyError(unconfirmed, mend="Look at what is there before you try again.", maybe_written=True)
         return results
 
     def _judge(self, waits: Sequence[Command], answers: Iterable[Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -135,6 +136,52 @@ async def test_a_bad_patch_of_a_device_changes_nothing(admin: Admin, patch: dict
     before = await admin.create_device("DU_1", versions={"version": "1.0"})
     problem(await admin.api.patch("/devices/DU_1", json=patch), 422)
     assert checked(await admin.api.get("/devices/DU_1"), 200) == before
+
+
+async def test_of_many_changes_under_one_etag_one_is_made(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    etag = (await admin.api.get("/devices/DU_1")).headers["etag"]
+    answers = await asyncio.gather(
+        *(
+            admin.api.patch("/devices/DU_1", json={"versions": {"version": f"2.{n}"}}, headers={"If-Match": etag})
+            for n in range(16)
+        )
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 15
+    (changed,) = (answer for answer in answers if answer.status_code == 200)
+    read = await admin.api.get("/devices/DU_1")
+    assert (read.json(), read.headers["etag"]) == (changed.json(), changed.headers["etag"])
+
+
+async def test_of_many_registrations_of_a_device_that_must_be_new_one_is_made(admin: Admin) -> None:
+    await admin.create_type()
+    answers = await asyncio.gather(
+        *(
+            admin.api.put(
+                "/devices/DU_1", json={"type": "DU", "versions": {"version": f"1.{n}"}}, headers={"If-None-Match": "*"}
+            )
+            for n in range(20)
+        )
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] + [412] * 19
+    (created,) = (answer for answer in answers if answer.status_code == 201)
+    assert (await admin.api.get("/devices/DU_1")).json() == created.json()
+
+
+async def test_one_of_several_etags_is_enough_and_a_weak_one_is_none(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1")
+    etag = (await admin.api.get("/devices/DU_1")).headers["etag"]
+    body = {"type": "DU", "versions": {"version": "1.0"}}
+    problem(await admin.api.put("/devices/DU_1", json=body, headers={"If-Match": f"W/{etag}"}), 412)
+    problem(await admin.api.put("/devices/DU_1", json=body, headers={"If-Match": ""}), 412)
+    problem(await admin.api.put("/devices/DU_1", json=body, headers={"If-Match": '"*"'}), 412)
+    problem(await admin.api.put("/devices/DU_1", json=body, headers={"If-None-Match": f"W/{etag}"}), 412)
+    problem(await admin.api.put("/devices/nobody", json=body, headers={"If-Match": "*"}), 412)
+    checked(await admin.api.put("/devices/DU_1", json=body, headers={"If-Match": f'"other", {etag}'}), 200)
+    problem(await admin.api.delete("/devices/DU_1", headers={"If-Match": etag}), 412)
+    assert (await admin.api.delete("/devices/DU_1", headers={"If-Match": "*"})).status_code == 204
 
 
 async def test_a_devices_etag_follows_what_it_reports(admin: Admin) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ota_hook.errors import DependencyError
 from tests.integration.admin_service import MAX_UPLOAD_BYTES, TOKEN, Admin, admin_role, checked, problem
 from tests.integration.waiting import eventually
 
@@ -257,6 +258,20 @@ async def test_a_stalled_upload_is_given_up(admin: Admin, monkeypatch: pytest.Mo
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
     await eventually(lambda: admin.files() == set())
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+@pytest.mark.parametrize("maybe_written", [False, True])
+async def test_a_failed_upload_leaves_its_package_only_where_the_firmware_may_exist(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], maybe_written: bool
+) -> None:
+    async def fail(_: object) -> None:
+        raise DependencyError("Redis does not answer.", maybe_written=maybe_written)
+
+    monkeypatch.setattr(admin.context.catalogue, "change", fail)
+    form = {"device_type": "DU", "version": "1.1"}
+    problem(await admin.api.post("/firmware", data=form, files={"file": ("fw.bin", b"one")}, headers=headers), 503)
+    assert len(admin.files()) == maybe_written
 
 
 # ---- duplicates and downgrades

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
@@ -242,7 +243,7 @@ async def test_what_is_wrong_with_a_query_is_said_in_plain_words(admin: Admin, q
 
 async def test_a_failure_of_redis_is_a_503_that_may_be_tried_again(admin_redis: str, tmp_path: Path) -> None:
     class Gone:
-        async def load_device(self, identifier: str) -> None:
+        async def load_stored(self, identifier: str) -> None:
             raise DependencyError("Redis does not answer.", mend="Try again.")
 
     async with admin_role(admin_redis, tmp_path, devices=Gone()) as admin:
@@ -253,7 +254,7 @@ async def test_a_failure_of_redis_is_a_503_that_may_be_tried_again(admin_redis: 
 
 async def test_a_bug_tells_nothing_of_the_inside(admin_redis: str, tmp_path: Path) -> None:
     class Broken:
-        async def load_device(self, identifier: str) -> None:
+        async def load_stored(self, identifier: str) -> None:
             raise ZeroDivisionError("secret")
 
     async with admin_role(admin_redis, tmp_path, devices=Broken()) as admin:
@@ -329,6 +330,37 @@ async def test_an_upload_is_the_same_if_its_fields_and_file_are(admin: Admin) ->
     assert checked(again, 201) == checked(first, 201)
     problem(await send(b"two"), 422)
     assert admin.files() == {first.json()["id"]}
+
+
+async def test_an_upload_whose_answer_was_not_kept_is_not_done_twice(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.create_type()
+    store = admin.context.idempotency
+    finish = store.finish
+
+    async def fail_once(*_: object, **__: object) -> None:
+        monkeypatch.setattr(store, "finish", finish)
+        raise DependencyError("Redis does not answer.")
+
+    monkeypatch.setattr(store, "finish", fail_once)
+
+    async def send() -> httpx.Response:
+        return await admin.api.post(
+            "/firmware",
+            data={"device_type": "DU", "version": "1.1", "devices": ["DU_1"]},
+            files={"file": ("fw.bin", b"one")},
+            headers={"Idempotency-Key": "k1"},
+        )
+
+    problem(await send(), 503)
+    (created,) = checked(await admin.api.get("/firmware"), 200)["items"]
+    for _ in range(2):
+        again = await send()
+        assert checked(again, 201) == created
+        assert again.headers["idempotency-replayed"] == "true"
+    assert checked(await admin.api.get("/firmware"), 200)["items"] == [created]
+    assert admin.files() == {created["id"]}
 
 
 # ---- health

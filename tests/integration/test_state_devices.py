@@ -10,9 +10,9 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ota_hook.errors import DependencyError, InputError
+from ota_hook.errors import ConflictError, DependencyError, InputError
 from ota_hook.model import DeviceState, OpenOffer, ReportedVersion
-from ota_hook.ports import Report
+from ota_hook.ports import ExpectedDevice, Report
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
@@ -254,15 +254,36 @@ async def test_a_patch_touches_only_what_it_names(devices: RedisDevices) -> None
     await devices.put_device("d", "tracker", {"version": "1.0", "mcu_version": "2", "gps": "3"})
     state = await devices.patch_device("d", None, {"mcu_version": None, "gps": "4", "wifi": "5", "absent": None})
     assert state is not None
-    assert {name: version.text for name, version in state.versions.items()} == {
+    assert {name: version.text for name, version in state.state.versions.items()} == {
         "version": "1.0",
         "gps": "4",
         "wifi": "5",
     }
-    assert await devices.load_device("d") == state
+    assert await devices.load_stored("d") == state
     retyped = await devices.patch_device("d", "gateway", {})
     assert retyped is not None
-    assert (retyped.device_type, retyped.versions) == ("gateway", state.versions)
+    assert (retyped.state.device_type, retyped.state.versions) == ("gateway", state.state.versions)
+
+
+@pytest.mark.parametrize("text", ["1.0", LONG])
+async def test_a_write_that_expects_another_state_changes_nothing(
+    devices: RedisDevices, content: Content, text: str
+) -> None:
+    await devices.put_device("d", "tracker", {"version": text})
+    stored = await devices.load_stored("d")
+    assert stored is not None
+    await devices.put_device("d", "tracker", {"version": text + "1"})
+    before = await content()
+    for expected in (ExpectedDevice(digests=(stored.digest,)), ExpectedDevice(other_than=("*",))):
+        with pytest.raises(ConflictError) as put:
+            await devices.put_device("d", "tracker", {}, expected=expected)
+        with pytest.raises(ConflictError) as patched:
+            await devices.patch_device("d", "tracker", {"version": None}, expected=expected)
+        with pytest.raises(ConflictError) as deleted:
+            await devices.delete_device("d", expected=expected)
+        assert put.value.stale and patched.value.stale and deleted.value.stale  # noqa: PT018 - one fact of three
+    assert await content() == before
+    assert await devices.delete_device("d", expected=ExpectedDevice(other_than=(stored.digest,))) is True
 
 
 async def test_patching_an_unknown_device_is_none_and_writes_nothing(devices: RedisDevices, content: Content) -> None:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import structlog
 from redis.asyncio import Redis
+from ulid import ULID
 
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError
 from ota_hook.model import COMMAND_ID_LIMIT
@@ -226,19 +227,48 @@ async def test_a_process_that_died_frees_its_request_and_can_not_answer_for_its_
     died = await idempotency.begin("token", "POST /rules", "k", "digest")
     assert isinstance(died, Begun)
 
+    successor = died
+
     async def is_free() -> bool:
-        return not await redis.exists(died.key)
+        nonlocal successor
+        try:
+            begun = await idempotency.begin("token", "POST /rules", "k", "digest")
+        except ConflictError:
+            return False
+        assert isinstance(begun, Begun)
+        successor = begun
+        return True
 
     await eventually(is_free, what="the end of the lock")
+    assert successor.owner != died.owner
     idempotency = RedisIdempotency(redis, keys)
-    successor = await idempotency.begin("token", "POST /rules", "k", "digest")
-    assert isinstance(successor, Begun)
     await idempotency.finish(died, status=500, headers={}, body=b"late")
     await idempotency.abandon(died)
     with pytest.raises(ConflictError):
         await idempotency.begin("token", "POST /rules", "k", "digest")
     await idempotency.finish(successor, status=201, headers={}, body=b"")
     assert isinstance(await idempotency.begin("token", "POST /rules", "k", "digest"), Replay)
+
+
+async def test_what_an_earlier_request_may_have_created_is_known_to_the_next(
+    idempotency: RedisIdempotency, redis: Redis
+) -> None:
+    async def begin(new_id: str) -> Begun:
+        begun = await idempotency.begin("token", "POST /firmware", "k", "digest", new_id=new_id)
+        assert isinstance(begun, Begun)
+        return begun
+
+    ids = [str(ULID()) for _ in range(20)]
+    for number in range(17):
+        lost = await begin(ids[number])
+        assert lost.earlier_ids == tuple(ids[max(0, number - 15) : number])
+        await idempotency.abandon(lost, maybe_written=True)
+    failed = await begin(ids[17])
+    await idempotency.abandon(failed)
+    last = await begin(ids[18])
+    assert last.earlier_ids == tuple(ids[2:17])
+    await idempotency.finish(last, status=201, headers={}, body=b"")
+    assert isinstance(await idempotency.begin("token", "POST /firmware", "k", "digest", new_id=ids[19]), Replay)
 
 
 async def test_an_answer_too_long_to_keep_does_not_run_again(idempotency: RedisIdempotency) -> None:
@@ -298,8 +328,9 @@ async def test_a_write_is_confirmed_where_the_server_has_no_waitaof(redis: Redis
 async def test_a_write_that_its_replicas_do_not_confirm_says_that_it_happened(redis: Redis, keys: Keys) -> None:
     key = f"{keys.prefix}:written"
     writer = DurableWriter(redis, replicas=1, wait_ms=10)
-    with pytest.raises(DependencyError, match="It was written, but 1 replica"):
+    with pytest.raises(DependencyError, match="It was written, but 1 replica") as failure:
         await writer.write_or_fail(SET, [([key], ["1"])])
+    assert failure.value.maybe_written
     assert await redis.get(key) == b"1"
 
 
@@ -312,6 +343,14 @@ async def test_a_script_that_redis_forgot_is_sent_again(redis: Redis, keys: Keys
     await redis.script_flush()
     assert (await DurableWriter(redis).write(SET, [([key], ["3"])]))[0] == [b"OK"]
     assert await redis.get(key) == b"3"
+
+
+async def test_a_write_that_was_never_sent_says_so() -> None:
+    nobody = connect_redis("redis://127.0.0.1:1/0", timeout_seconds=1)
+    with pytest.raises(DependencyError) as failure:
+        await DurableWriter(nobody).write(SET, [(["key"], ["1"])])
+    assert not failure.value.maybe_written
+    await nobody.aclose()
 
 
 async def test_a_script_that_fails_is_a_dependency_error(redis: Redis, keys: Keys) -> None:

@@ -177,11 +177,11 @@ def test_the_timeout_is_read_in_every_unit_and_ignored_where_it_cannot_be(
 def test_a_failure_is_one_header_block_and_its_text_is_percent_encoded(connection: Connection) -> None:
     stream_id = connection.peer.call(b"x")
     (call,) = connection.deliver()
-    connection.session.fail(call, UNAVAILABLE, " 50 % of the cafés\n are closed ")
+    connection.session.fail(call, UNAVAILABLE, " 50 % of Zürich\n sleeps ")
     connection.read()
     answer = connection.peer.answers[stream_id]
     assert (answer.headers[":status"], answer.status, answer.body, answer.trailers) == ("200", UNAVAILABLE, b"", {})
-    assert answer.text == "%2050 %25 of the caf%C3%A9s%0A are closed%20"
+    assert answer.text == "%2050 %25 of Z%C3%BCrich%0A sleeps%20"
     assert len([frame for frame in frames(connection.sent) if frame.stream_id == stream_id]) == 1
 
 

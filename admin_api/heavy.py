@@ -1,0 +1,83 @@
+"""How many requests that read or write many devices run at a time: the service has other work too."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import Final
+
+from starlette.datastructures import QueryParams
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from admin_api.auth import API_PREFIX
+from admin_api.problems import RETRY_AFTER_S, problem_response
+
+HEAVY_AT_ONCE: Final = 2
+HEAVY_WAIT_S: Final = 10.0
+STALL_S: Final = 60.0
+"""A client that takes nothing of its answer for so long gives its place up."""
+
+_STREAMS: Final = re.compile(rf"{API_PREFIX}/(devices-(import|export)|firmware/[^/]+/devices)")
+_DEVICES: Final = f"{API_PREFIX}/devices"
+
+
+class LimitHeavy:
+    """ASGI: at most two heavy requests run at once; the next waits up to ten seconds and is then refused (503).
+
+    Heavy are imports, exports, device lists, and a page of the devices of one type, which may read all.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, at_once: int = HEAVY_AT_ONCE, wait_s: float = HEAVY_WAIT_S, stall_s: float = STALL_S
+    ) -> None:
+        self._app = app
+        self._places = asyncio.Semaphore(at_once)
+        self._wait_s = wait_s
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _is_heavy(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._places.acquire()
+        except TimeoutError:
+            refusal = problem_response(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Other requests over many devices are still running.",
+                mend="Try again when they are done.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+            await refusal(scope, receive, send)
+            return
+        try:
+            await self._run(scope, receive, send)
+        finally:
+            self._places.release()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stalled = False
+
+        async def bounded_send(message: Message) -> None:
+            nonlocal stalled
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await send(message)
+            except TimeoutError:
+                stalled = True
+                raise
+
+        try:
+            await self._app(scope, receive, bounded_send)
+        except Exception:
+            if not stalled:  # else the server ends a connection whose answer is left unfinished
+                raise
+
+
+def _is_heavy(scope: Scope) -> bool:
+    path = scope["path"]
+    if path == _DEVICES:
+        return scope["method"] == "GET" and "type" in QueryParams(scope["query_string"])
+    return _STREAMS.fullmatch(path) is not None
