@@ -183,6 +183,11 @@ class Move:
         self._source.ask("MIGRATE", "127.0.0.1", self._target.port, "", 0, 1_000, "KEYS", *keys)
 
     def finish(self) -> None:
+        # The cluster is every test's: another's key may lie in this slot.
+        rest = self._source.ask("CLUSTER GETKEYSINSLOT", self._slot, 100)
+        assert isinstance(rest, list)
+        if rest:
+            self.migrate(*rest)
         for server in (self._target, self._source, *self._primaries):
             server.ask("CLUSTER", "SETSLOT", self._slot, "NODE", self._target.id())
 
