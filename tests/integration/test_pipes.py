@@ -23,6 +23,8 @@ from tests.integration.hot_state import HotState, hot_state
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
 from tests.integration.waiting import eventually
 
+pytestmark = pytest.mark.failover
+
 KEPT = {"tracker": frozenset({"version"})}
 BUDGET_MS = 250
 """Above what a busy machine adds, far below what a failover takes."""

@@ -30,6 +30,8 @@ from ota_hook.state.routing import RoutedRedis
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
 from tests.integration.waiting import eventually
 
+pytestmark = pytest.mark.failover
+
 TYPE = DeviceType(key="tracker", name="Tracker", revision=0)
 TIMEOUT_SECONDS = 1.0
 RESUMED_WITHIN_S = 5.0
