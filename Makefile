@@ -22,7 +22,7 @@ demo: build ## a whole fleet upgrading on this machine (DEMO_ARGS="--once --json
 serve: build ## the service on its defaults (SERVE_ARGS="--standin" brings a broker)
 	@$(BIN)/ota-hook serve $(SERVE_ARGS)
 
-test: build ## every test that a fresh machine can run (TEST_ARGS="-k name" for some)
+test: build ## every test but the failovers (TEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-failover: build ## Redis failovers with real servers; on a quiet machine
