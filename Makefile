@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 UV := $(BIN)/uv
-SOURCES := $(wildcard ota_hook/*.pyx ota_hook/exhook/*.pyx) protos/exhook.proto setup.py pyproject.toml
+SOURCES := $(wildcard ota_hook/*.pyx ota_hook/*.pxd ota_hook/exhook/*.pyx) protos/exhook.proto setup.py pyproject.toml
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codesp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
-	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook.exhook._codec ota_hook.exhook._session --concise
+	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook._versions ota_hook.exhook._codec ota_hook.exhook._session --concise
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ota_hook
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell

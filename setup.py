@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent
 DEBUG = os.environ.get("OTA_HOOK_BUILD_DEBUG") == "1"
 MACROS: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1")] if DEBUG else []
 OPTIONS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"]
-COMPILED = ("ota_hook._matcher", "ota_hook.exhook._codec", "ota_hook.exhook._session")
+COMPILED = ("ota_hook._matcher", "ota_hook._versions", "ota_hook.exhook._codec", "ota_hook.exhook._session")
 NGHTTP2_AT_LEAST = "1.52"
 
 

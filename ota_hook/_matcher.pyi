@@ -1,4 +1,4 @@
-"""Version keys and the firmware index, compiled. The meaning is in docs/versions.md; the oracle in tests/oracle.py."""
+"""The firmware index, compiled. The meaning is in docs/versions.md; the oracle in tests/oracle.py."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, final
@@ -28,12 +28,6 @@ class Explanation(NamedTuple):
     firmware_id: str
     chosen: bool
     reasons: tuple[str, ...]
-
-def version_key(scheme: str, text: str) -> bytes | None:
-    """The text's key in `scheme` ("auto", "semver"); bytes order is version order. None: not a version there.
-
-    Never raises on any text; an unknown scheme raises ValueError.
-    """
 
 @final
 class FirmwareIndex:

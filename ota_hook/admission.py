@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ota_hook._matcher import version_key
+from ota_hook._versions import version_key
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (
     VERSION_MAX_BYTES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from ota_hook._matcher import version_key
+from ota_hook._versions import version_key
 from ota_hook.model import DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
 from ota_hook.snapshot import Snapshot
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ota_hook._matcher import FirmwareEntry, FirmwareIndex, version_key
+from ota_hook._matcher import FirmwareEntry, FirmwareIndex
+from ota_hook._versions import version_key
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Rule
 
 _Scope = tuple[str, str]

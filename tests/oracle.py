@@ -1,6 +1,6 @@
 """What docs/versions.md says, in plain Python, slow and word by word; property tests hold the compiled matcher to it.
 
-Nothing here is shared with ota_hook/_matcher.pyx but the entries that go in. Versions are compared piece by piece, as a
+Nothing here is shared with the compiled modules but the entries that go in. Versions are compared piece by piece, as a
 person would, never through a key.
 """
 

@@ -7,7 +7,8 @@ import semver
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ota_hook._matcher import FirmwareEntry, FirmwareIndex, version_key
+from ota_hook._matcher import FirmwareEntry, FirmwareIndex
+from ota_hook._versions import version_key
 from tests import oracle
 
 SCHEMES = ("auto", "semver")

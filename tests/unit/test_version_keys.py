@@ -12,7 +12,7 @@ import pytest
 import semver
 from packaging.version import Version
 
-from ota_hook._matcher import version_key
+from ota_hook._versions import version_key
 from ota_hook.model import VERSION_MAX_BYTES, VersionScheme
 from tests import oracle
 from tests.unit.version_pairs import AUTO, DEBIAN_DIFFERS, PEP440_DIFFERS, SEMVER, SEMVER_INVALID, read_chains
