@@ -14,6 +14,9 @@ from typing import Final, NamedTuple
 
 IDENTIFIER_MAX_BYTES: Final = 128
 VERSION_MAX_BYTES: Final = 128
+TAG_MAX_BYTES: Final = 64
+TAGS_MAX: Final = 32
+"""So many tags a device may have."""
 DEFAULT_MODULE: Final = "main"
 DEFAULT_VERSION_ATTRIBUTE: Final = "version"
 DEFAULT_EVENT: Final = "otaCheck"
@@ -22,6 +25,7 @@ OFFER_COMMAND_IDS: Final = 4
 """Of an offer that was repeated, so many command ids are accepted in replies, the newest."""
 
 _IDENTIFIER: Final = re.compile(r"[^/+#%\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_TAG: Final = re.compile(r'[^\s,;"\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}')
 _ALWAYS_SHORT: Final = IDENTIFIER_MAX_BYTES // 4
 """So many characters fit, whatever they are."""
 
@@ -32,6 +36,11 @@ def is_direct_identifier(text: str) -> bool:
     return _IDENTIFIER.fullmatch(text) is not None and (
         len(text) <= _ALWAYS_SHORT or len(text.encode()) <= IDENTIFIER_MAX_BYTES
     )
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` can be a tag: 1 to 64 bytes of UTF-8 without white space, control characters and `, ; "`."""
+    return _TAG.fullmatch(text) is not None and len(text.encode()) <= TAG_MAX_BYTES
 
 
 class VersionScheme(StrEnum):
@@ -102,7 +111,10 @@ class Package:
 class Firmware:
     """One uploaded package and who may get it.
 
-    `device_list` names the stored list of identifiers that may get it; None: every device of the type, "": nobody.
+    `device_list` names the stored list of identifiers that may get it, "" the empty one. `tags` select devices that
+    have one of them, `basis_points` (hundredths of a per cent) a part of the fleet that `percentage_seed` decides on.
+    Where all three are None every device of the type may get it; else who is listed, or fits tags and percentage, each
+    where it is set.
     `source_versions` is empty where any current version may be upgraded. `deleted_at_ms` marks a tombstone.
     """
 
@@ -113,6 +125,9 @@ class Firmware:
     package: Package
     module: str = DEFAULT_MODULE
     device_list: str | None = None
+    tags: tuple[str, ...] | None = None
+    basis_points: int | None = None
+    percentage_seed: int = 0
     source_versions: tuple[str, ...] = ()
     use_https: bool = False
     enabled: bool = True
@@ -120,6 +135,11 @@ class Firmware:
     created_at_ms: int = 0
     deleted_at_ms: int | None = None
     revision: int = 1
+
+    @property
+    def has_selector(self) -> bool:
+        """Whether it is for some devices only (or for none): a list, tags or a percentage are set."""
+        return not (self.device_list is None and self.tags is None and self.basis_points is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +198,10 @@ class SettledOffer:
 
 
 class DeviceState(NamedTuple):
-    """What Redis knows of one device."""
+    """What Redis knows of one device. `tags` are sorted and distinct."""
 
     identifier: str
     device_type: str
     versions: Mapping[str, ReportedVersion] = MappingProxyType({})
     open_offers: tuple[OpenOffer, ...] = ()
+    tags: tuple[str, ...] = ()
