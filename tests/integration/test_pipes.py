@@ -15,13 +15,15 @@ import pytest
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState
 from ota_hook.ports import Report
+from ota_hook.state import pipes as pipes_module
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
 from ota_hook.state.hot import HotCommandIds
-from ota_hook.state.primaries import Primaries
+from ota_hook.state.pipes import PipeSet
+from ota_hook.state.primaries import SLOTS, Primaries, SlotRange
 from tests.integration.hot_state import HotState, hot_state
-from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
+from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, single_redis, watched_redis
 from tests.integration.waiting import OwnTime, eventually, running_beside
 
 KEPT = {"tracker": frozenset({"version"})}
@@ -195,3 +197,36 @@ async def test_a_primary_behind_sentinels_that_is_killed_is_followed(tmp_path: P
         await eventually(lambda: hook.state.pipes.available, within_s=FOLLOWED_WITHIN_S, what="the new primary")
         await await_return(hook)
         assert hook.longest_s < BUDGET_MS / 1000 + 0.3
+
+
+async def test_an_answer_that_no_node_should_give_does_not_end_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes_module, "_LOOK_S", 0.01)
+    async with served(single_redis(tmp_path)) as server:
+        primaries = Misled(f"redis+cluster://127.0.0.1:{server.port}")
+        pipes = PipeSet(primaries, budget_ms=BUDGET_MS)
+        await pipes.start()
+        try:
+            primaries.answer = ValueError("not a slot map")
+            pipes._moved.set()
+            await eventually(lambda: primaries.asked == 2, what="the look that fails")
+            primaries.answer = None
+            pipes._moved.set()
+            await eventually(lambda: primaries.asked == 3, what="the next look")
+            assert pipes.available
+        finally:
+            await pipes.close()
+
+
+class Misled(Primaries):
+    """One server has every slot; `answer` is what asking for them raises."""
+
+    asked = 0
+    answer: Exception | None = None
+
+    async def refresh(self) -> None:
+        self.asked += 1
+        if self.answer is not None:
+            raise self.answer
+        self._adopt((SlotRange(0, SLOTS - 1, self.address_at(*self.url.nodes[0])),))
