@@ -1,8 +1,9 @@
 #!/bin/sh
-# Run the gRPC session's tests where a mistake with memory shows, in a copy of the sources:
-#   sanitizers   built with AddressSanitizer and UBSan: unit and property tests; a minute
-#   valgrind     its own allocator for Python: unit tests; every block lost and every error in the session or in
-#                nghttp2 counts, CPython's own noise doesn't; two minutes
+# Run the tests of the compiled modules that handle memory themselves (the gRPC session, the firmware index and what it
+# reads) where a mistake shows, in a copy of the sources:
+#   sanitizers   built with AddressSanitizer and UBSan: unit and property tests; some minutes
+#   valgrind     its own allocator for Python: unit tests; every block lost and every error in these modules or in
+#                nghttp2 counts, CPython's own noise doesn't; some minutes
 # Without an argument, both. Exit 1 where anything was found. Needs `make build`, and valgrind for the second.
 set -eu
 cd "$(dirname "$0")/.."
@@ -22,22 +23,23 @@ if [ "$what" != valgrind ]; then
     # Python keeps what it made until the end: leaks are valgrind's part.
     LD_PRELOAD="$(cc -print-file-name=libasan.so)" ASAN_OPTIONS="detect_leaks=0:log_path=$work/asan" PYTHONMALLOC=malloc \
         "$python" -m pytest -q -p no:cacheprovider --timeout=0 -k "not memory_stays_flat" \
-        tests/unit/test_session.py tests/property/test_session_splits.py || { cat asan.* 2>/dev/null; exit 1; }
+        tests/unit/test_session.py tests/property/test_session_splits.py tests/unit/test_firmware_index.py \
+        tests/property/test_firmware_index_properties.py || { cat asan.* 2>/dev/null; exit 1; }
 fi
 
 if [ "$what" != sanitizers ]; then
     echo "== valgrind"
     CFLAGS="-O1 -g" "$python" setup.py -q build_ext --inplace --force >build.log 2>&1 || { cat build.log; exit 1; }
     PYTHONMALLOC=malloc valgrind --leak-check=full --show-leak-kinds=definite --num-callers=40 --log-file=valgrind.log \
-        "$python" -m pytest -q -p no:cacheprovider --timeout=0 -k "not memory_stays_flat" tests/unit/test_session.py ||
-        exit 1
+        "$python" -m pytest -q -p no:cacheprovider --timeout=0 -k "not memory_stays_flat" tests/unit/test_session.py \
+        tests/unit/test_firmware_index.py || exit 1
     grep -A5 'LEAK SUMMARY' valgrind.log
     # An error is a run of lines up to an empty one.
-    ours=$(sed 's/^==[0-9]*== \{0,1\}//' valgrind.log | awk -v RS= '/_session\.(c|cpython)|nghttp2_/ && !/Command:/')
+    ours=$(sed 's/^==[0-9]*== \{0,1\}//' valgrind.log | awk -v RS= '/(_session|_matcher|_packed|_device_set)\.(c|cpython)|nghttp2_/ && !/Command:/')
     if [ -n "$ours" ] || ! grep -q 'definitely lost: 0 bytes' valgrind.log; then
         printf '%s\n' "$ours"
-        echo "check-session-memory: the session loses or misuses memory" >&2
+        echo "check-memory: a compiled module loses or misuses memory" >&2
         exit 1
     fi
-    echo "no error in the session or in nghttp2, nothing lost"
+    echo "no error in our modules or in nghttp2, nothing lost"
 fi
