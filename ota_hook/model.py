@@ -14,6 +14,9 @@ from typing import Final, NamedTuple
 
 IDENTIFIER_MAX_BYTES: Final = 128
 VERSION_MAX_BYTES: Final = 128
+TAG_MAX_BYTES: Final = 64
+TAGS_MAX: Final = 32
+"""So many tags a device may have."""
 DEFAULT_MODULE: Final = "main"
 DEFAULT_VERSION_ATTRIBUTE: Final = "version"
 DEFAULT_EVENT: Final = "otaCheck"
@@ -22,6 +25,7 @@ OFFER_COMMAND_IDS: Final = 4
 """Of an offer that was repeated, so many command ids are accepted in replies, the newest."""
 
 _IDENTIFIER: Final = re.compile(r"[^/+#%\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_TAG: Final = re.compile(r'[^\s,;"\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}')
 _ALWAYS_SHORT: Final = IDENTIFIER_MAX_BYTES // 4
 """So many characters fit, whatever they are."""
 
@@ -32,6 +36,11 @@ def is_direct_identifier(text: str) -> bool:
     return _IDENTIFIER.fullmatch(text) is not None and (
         len(text) <= _ALWAYS_SHORT or len(text.encode()) <= IDENTIFIER_MAX_BYTES
     )
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` can be a tag: 1 to 64 bytes of UTF-8 without white space, control characters and `, ; "`."""
+    return _TAG.fullmatch(text) is not None and len(text.encode()) <= TAG_MAX_BYTES
 
 
 class VersionScheme(StrEnum):
@@ -178,9 +187,10 @@ class SettledOffer:
 
 
 class DeviceState(NamedTuple):
-    """What Redis knows of one device."""
+    """What Redis knows of one device. `tags` are sorted and distinct."""
 
     identifier: str
     device_type: str
     versions: Mapping[str, ReportedVersion] = MappingProxyType({})
     open_offers: tuple[OpenOffer, ...] = ()
+    tags: tuple[str, ...] = ()

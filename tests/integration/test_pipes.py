@@ -19,7 +19,7 @@ from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
 from ota_hook.state.hot import HotCommandIds
 from ota_hook.state.primaries import Primaries
-from tests.integration.hot_state import HotState, hot_state
+from tests.integration.hot_state import HotState, hot_state, imported
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
 from tests.integration.waiting import eventually
 
@@ -81,7 +81,7 @@ async def hooked(deployment: Deployment) -> AsyncIterator[Hook]:
     client = connect_redis(deployment.url)
     keys = await open_layout(client, buckets=64)
     devices = RedisDevices(client, keys)
-    await devices.import_devices([(name, "tracker", None) for name in NAMES])
+    await imported(devices, [(name, "tracker", None) for name in NAMES])
     async with hot_state(deployment.url, keys, budget_ms=BUDGET_MS) as state:
         ids = HotCommandIds(state.pipes, keys, block=10)
         ids.start()

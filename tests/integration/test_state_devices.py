@@ -21,7 +21,7 @@ from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.pipe import RedisPipe
 from ota_hook.state.primaries import Address
-from tests.integration.hot_state import HotState, hot_state, loaded, stored
+from tests.integration.hot_state import HotState, hot_state, imported, loaded, stored
 
 KEPT = {"tracker": frozenset({"version", "mcu_version"}), "gateway": frozenset({"version"})}
 LONG = "1.0.0-" + "x" * 100
@@ -217,7 +217,7 @@ async def test_long_states_and_identifiers_leave_the_bucket_compact(
     redis: Redis, keys: Keys, devices: RedisDevices
 ) -> None:
     names = [f"device-{number}" for number in range(100)] + [f"{number:0>100}" for number in range(20)]
-    await devices.import_devices([(name, "tracker", {"version": LONG if "7" in name else "1.0"}) for name in names])
+    await imported(devices, [(name, "tracker", {"version": LONG if "7" in name else "1.0"}) for name in names])
     for bucket in range(keys.buckets):
         if await redis.exists(keys.devices(bucket)):
             assert await redis.object("encoding", keys.devices(bucket)) in {b"ziplist", b"listpack"}
@@ -294,16 +294,16 @@ async def test_patching_an_unknown_device_is_none_and_writes_nothing(devices: Re
 
 async def test_unknown_identifiers_are_counted(devices: RedisDevices) -> None:
     names = [f"d{number}" for number in range(1_200)]
-    await devices.import_devices([(name, "tracker", {"version": LONG}) for name in names[:700]])
+    await imported(devices, [(name, "tracker", {"version": LONG}) for name in names[:700]])
     assert await devices.count_unknown(names) == 500
     assert await devices.count_unknown([]) == 0
 
 
 async def test_an_import_counts_and_may_be_repeated(devices: RedisDevices) -> None:
     batch = [(f"d{number}", "tracker", {"version": "1.0"}) for number in range(1_201)]
-    assert await devices.import_devices(batch[:1_000]) == (1_000, 0)
-    assert await devices.import_devices(batch) == (201, 1_000)
-    assert await devices.import_devices([]) == (0, 0)
+    assert await imported(devices, batch[:1_000]) == (1_000, 0)
+    assert await imported(devices, batch) == (201, 1_000)
+    assert await imported(devices, []) == (0, 0)
     assert len([state async for state in devices.scan_devices()]) == 1_201
 
 
@@ -343,7 +343,7 @@ async def test_a_device_that_gets_another_type_loses_its_open_offers(
 
 async def test_pages_hold_every_device_once_whatever_their_size(devices: RedisDevices) -> None:
     names = {f"device-{number}" for number in range(137)} | {"n" * 100}
-    await devices.import_devices([(name, "tracker", {"version": "1.0"}) for name in names])
+    await imported(devices, [(name, "tracker", {"version": "1.0"}) for name in names])
     for limit in (1, 10, 138, 500):
         seen, cursor, pages = list[str](), None, 0
         while True:
@@ -359,9 +359,9 @@ async def test_pages_hold_every_device_once_whatever_their_size(devices: RedisDe
 
 
 async def test_a_page_is_not_shifted_by_devices_that_come(devices: RedisDevices) -> None:
-    await devices.import_devices([(f"b{number}", "tracker", None) for number in range(60)])
+    await imported(devices, [(f"b{number}", "tracker", None) for number in range(60)])
     page, cursor = await devices.page_devices(cursor=None, limit=30)
-    await devices.import_devices([(f"a{number}", "tracker", None) for number in range(60)])
+    await imported(devices, [(f"a{number}", "tracker", None) for number in range(60)])
     rest, end = await devices.page_devices(cursor=cursor, limit=500)
     assert end is None
     seen = [state.identifier for state in (*page, *rest) if state.identifier.startswith("b")]
@@ -369,8 +369,8 @@ async def test_a_page_is_not_shifted_by_devices_that_come(devices: RedisDevices)
 
 
 async def test_pages_and_scans_of_one_type_hold_no_other(devices: RedisDevices) -> None:
-    await devices.import_devices([(f"t{number}", "tracker", {"version": "tracker"}) for number in range(40)])
-    await devices.import_devices([(f"g{number}", "gateway", {"version": "gateway"}) for number in range(3)])
+    await imported(devices, [(f"t{number}", "tracker", {"version": "tracker"}) for number in range(40)])
+    await imported(devices, [(f"g{number}", "gateway", {"version": "gateway"}) for number in range(3)])
     await devices.put_device("many", "gateway", {f"attribute{number}": "1" for number in range(9)})
     page, cursor = await devices.page_devices(cursor=None, limit=4, device_type="gateway")
     assert {state.identifier for state in page} == {"g0", "g1", "g2", "many"}
@@ -394,7 +394,7 @@ async def test_with_many_buckets_and_few_devices_a_scan_finds_them_all(redis: Re
     many = await open_layout(redis, prefix=f"{keys.prefix}:many", buckets=65_536)
     devices = RedisDevices(redis, many)
     names = {f"d{number}" for number in range(50)} | {"n" * 90}
-    await devices.import_devices([(name, "tracker", None) for name in names])
+    await imported(devices, [(name, "tracker", None) for name in names])
     assert {state.identifier async for state in devices.scan_devices()} == names
     first, cursor = await devices.page_devices(cursor=None, limit=30)
     rest, _ = await devices.page_devices(cursor=cursor, limit=30)
@@ -490,7 +490,7 @@ async def test_memory_per_device_is_at_most_100_bytes(redis: Redis, keys: Keys) 
     ]
     try:
         before = (await redis.info("memory"))["used_memory"]
-        await devices.import_devices(batch)
+        await imported(devices, batch)
         used = (await redis.info("memory"))["used_memory"] - before
         assert used / len(batch) <= 100, f"{used / len(batch):.1f} bytes per device"
     finally:
