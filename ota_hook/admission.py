@@ -14,6 +14,7 @@ from typing import Final
 from ota_hook._versions import version_key
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (
+    TAG_MAX_BYTES,
     VERSION_MAX_BYTES,
     CatalogueChange,
     DeviceType,
@@ -21,6 +22,7 @@ from ota_hook.model import (
     Firmware,
     Rule,
     is_direct_identifier,
+    is_tag,
 )
 from ota_hook.snapshot import Snapshot
 
@@ -85,6 +87,15 @@ def check_identifier(text: str) -> str:
     if "/" in text:
         raise InputError(f"{_shown(text)} names a gateway's child; children are not available yet.")
     raise InputError(f"{_shown(text)} is no identifier: 1 to 128 bytes without / + # % and control characters.")
+
+
+def check_tag(text: str) -> str:
+    """A tag of a device, or one that a firmware asks for."""
+    if not is_tag(text):
+        raise InputError(
+            f'{_shown(text)} is no tag: 1 to {TAG_MAX_BYTES} bytes without white space, control characters and , ; ".'
+        )
+    return text
 
 
 def check_distinct(texts: list[str]) -> list[str]:
