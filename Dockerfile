@@ -1,6 +1,6 @@
 # One image for all roles: docker build -t ota-hook . && docker run ota-hook --help
 FROM python:3.12-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev pkg-config && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libnghttp2-dev libxxhash-dev pkg-config && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements.runtime.lock pyproject.toml setup.py README.md LICENSE ./
 RUN python -m venv /opt/ota-hook && /opt/ota-hook/bin/pip install --no-cache-dir --require-hashes -r requirements.runtime.lock

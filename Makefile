@@ -44,7 +44,7 @@ lint: build ## ruff, mypy --strict, stubtest, cython-lint, import-linter, codesp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
-	@$(BIN)/python -m mypy.stubtest ota_hook._matcher ota_hook._versions ota_hook.exhook._codec ota_hook.exhook._session --concise
+	@$(BIN)/python -m mypy.stubtest ota_hook._device_set ota_hook._matcher ota_hook._packed ota_hook._versions ota_hook.exhook._codec ota_hook.exhook._session --concise
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ota_hook
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell

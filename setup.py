@@ -17,8 +17,23 @@ ROOT = Path(__file__).parent
 DEBUG = os.environ.get("OTA_HOOK_BUILD_DEBUG") == "1"
 MACROS: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1")] if DEBUG else []
 OPTIONS = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2"]
-COMPILED = ("ota_hook._matcher", "ota_hook._versions", "ota_hook.exhook._codec", "ota_hook.exhook._session")
-NGHTTP2_AT_LEAST = "1.52"
+COMPILED = (
+    "ota_hook._device_set",
+    "ota_hook._matcher",
+    "ota_hook._packed",
+    "ota_hook._versions",
+    "ota_hook.exhook._codec",
+    "ota_hook.exhook._session",
+)
+NEEDS = {
+    "ota_hook._device_set": ("libxxhash", "0.8.0", "libxxhash-dev"),
+    "ota_hook._matcher": ("libxxhash", "0.8.0", "libxxhash-dev"),
+    "ota_hook._packed": ("libxxhash", "0.8.0", "libxxhash-dev"),
+    "ota_hook.exhook._session": ("libnghttp2", "1.52", "libnghttp2-dev"),
+}
+"""The C library of a module, the oldest version that it builds with, and the Debian package that brings its headers."""
+HEADERS_ALONE = ("libxxhash",)
+"""These are inlined; nothing is linked."""
 
 
 def generate_stubs() -> None:
@@ -28,15 +43,14 @@ def generate_stubs() -> None:
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)  # noqa: S603
 
 
-def nghttp2_flags(kind: str) -> list[str]:
-    """What pkg-config says of libnghttp2. Where it isn't there the build ends with the line that brings it."""
-    command = ["pkg-config", kind, f"libnghttp2 >= {NGHTTP2_AT_LEAST}"]
+def library_flags(kind: str, library: str, at_least: str, package: str) -> list[str]:
+    """What pkg-config says of a C library. Where it isn't there the build ends with the line that brings it."""
+    command = ["pkg-config", kind, f"{library} >= {at_least}"]
     try:
         said = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         sys.exit(
-            f"ota-hook needs the headers of libnghttp2 {NGHTTP2_AT_LEAST} or later; "
-            "run: apt-get install -y libnghttp2-dev pkg-config"
+            f"ota-hook needs the headers of {library} {at_least} or later; run: apt-get install -y {package} pkg-config"
         )
     return shlex.split(said.stdout)
 
@@ -51,9 +65,10 @@ class BuildExt(build_ext):  # type: ignore[misc]
     def run(self) -> None:
         for extension in self.extensions:
             # Asked for here and not when this file is read: a source distribution needs no library.
-            if extension.name == "ota_hook.exhook._session":
-                extension.extra_compile_args += nghttp2_flags("--cflags")
-                extension.extra_link_args += nghttp2_flags("--libs")
+            if needed := NEEDS.get(extension.name):
+                extension.extra_compile_args += library_flags("--cflags", *needed)
+                if needed[0] not in HEADERS_ALONE:
+                    extension.extra_link_args += library_flags("--libs", *needed)
         generate_stubs()  # an editable install runs build_ext alone
         super().run()
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from ota_hook.admission import (
+    FIRMWARE_TAGS_MAX,
     INLINE_DEVICES_MAX,
     SOURCE_VERSIONS_MAX,
     VERSION_ATTRIBUTES_MAX,
@@ -20,6 +21,7 @@ from ota_hook.admission import (
     check_identifier,
     check_key,
     check_name,
+    check_percentage,
     check_tag,
     check_version,
 )
@@ -102,8 +104,10 @@ Scheme = Annotated[
     BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
 ]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
-Tags = Annotated[list[Annotated[str, _checked(check_tag)]], Field(max_length=TAGS_MAX), _checked(check_distinct)]
-NoSelector = Annotated[None, BeforeValidator(_not_available("Tags and percentage are"))]
+Tag = Annotated[str, _checked(check_tag)]
+Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), _checked(check_distinct)]
+FirmwareTags = Annotated[list[Tag], Field(max_length=FIRMWARE_TAGS_MAX), _checked(check_distinct)]
+Percentage = Annotated[float, Field(ge=0, le=100), _checked(check_percentage)]
 SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]
 Versions = Annotated[dict[Attribute, Version], Field(max_length=VERSION_ATTRIBUTES_MAX)]
 
@@ -367,7 +371,11 @@ class ImportOut(BaseModel):
 
 
 class FirmwareSettings(Document):
-    """What of a firmware may be changed later. `devices` null: every device; []: nobody."""
+    """What of a firmware may be changed later.
+
+    `devices`, `tags` and `percentage` say who may get it: all null: every device; else who is listed, or has one of the
+    tags (where set) and is within the percentage (where set, up to two decimals). `[]` is nobody.
+    """
 
     name: Name | None = None
     enabled: bool = True
@@ -375,8 +383,12 @@ class FirmwareSettings(Document):
     source_versions: SourceVersions = []
     use_https: bool = False
     allow_downgrade: bool = False
-    tags: NoSelector = None
-    percentage: NoSelector = None
+    tags: FirmwareTags | None = None
+    percentage: Percentage | None = None
+
+    def basis_points(self) -> int | None:
+        """The percentage as it is stored, in hundredths of a per cent."""
+        return None if self.percentage is None else round(self.percentage * 100)
 
 
 class FirmwareFields(FirmwareSettings):
@@ -388,7 +400,7 @@ class FirmwareFields(FirmwareSettings):
 
 
 class FirmwareOut(BaseModel):
-    """A firmware. `devices` holds the first thousand of its list in order, `devices_count` how many there are; both
+    """A firmware. `devices` holds the first thousand of its list, sorted, `devices_count` how many there are; both
     are null where every device may have it. `devices_truncated`: there are more than `devices` shows, and
     `/firmware/{id}/devices` has them all. `url` is what devices are given, null where the HTTPS base is not set.
     """
@@ -405,8 +417,8 @@ class FirmwareOut(BaseModel):
     devices: list[str] | None
     devices_count: int | None
     devices_truncated: Annotated[bool, Field(description="Whether the device list is longer than `devices` shows.")]
-    tags: None = None
-    percentage: None = None
+    tags: list[str] | None
+    percentage: float | None
     filename: str
     size: int
     md5: str
@@ -453,6 +465,8 @@ def firmware_settings(firmware: Firmware) -> dict[str, Any]:
         "use_https": firmware.use_https,
         "allow_downgrade": firmware.allow_downgrade,
         "source_versions": list(firmware.source_versions),
+        "tags": None if firmware.tags is None else list(firmware.tags),
+        "percentage": None if firmware.basis_points is None else firmware.basis_points / 100,
     }
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import heapq
 from collections import OrderedDict
+from contextlib import aclosing
 from typing import Final
 
 from admin_api.context import AdminContext
 from admin_api.documents import FirmwareOut
+from ota_hook._device_set import DeviceSet
 from ota_hook.model import Firmware
 from ota_hook.packages.urls import package_url
-from ota_hook.snapshot import Snapshot
+from ota_hook.snapshot import NOBODY, Snapshot
 
 DEVICES_SHOWN: Final = 1000
 _HEADS_KEPT: Final = 256
 
 
 class FirmwareViews:
-    """Makes FirmwareOut. The heads of long lists are kept by the list's name, which always names the same members."""
+    """Makes FirmwareOut. The heads of lists are kept by the list's name, which always names the same members."""
 
     def __init__(self, context: AdminContext) -> None:
         self._context = context
@@ -36,20 +36,23 @@ class FirmwareViews:
         members = _members(firmware.device_list, snapshot) or _members(
             firmware.device_list, self._context.catalogue.current
         )
-        head = await self._head(firmware.device_list, members)
+        head = await self._head(firmware.device_list)
         return FirmwareOut.of(firmware, devices=head, devices_count=len(members), url=url)
 
-    async def _head(self, name: str, members: frozenset[str]) -> list[str]:
-        if len(members) <= DEVICES_SHOWN:
-            return sorted(members)
+    async def _head(self, name: str) -> list[str]:
         kept = self._heads.get(name)
         if kept is None:
-            # A million names take a while to sort, and the event loop may be answering a broker too.
-            kept = self._heads[name] = await asyncio.to_thread(heapq.nsmallest, DEVICES_SHOWN, members)
+            kept = []
+            async with aclosing(self._context.catalogue.read_device_list(name)) as identifiers:
+                async for identifier in identifiers:
+                    kept.append(identifier)
+                    if len(kept) == DEVICES_SHOWN:
+                        break
+            self._heads[name] = kept = sorted(kept)
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
         return kept
 
 
-def _members(name: str, snapshot: Snapshot) -> frozenset[str]:
-    return snapshot.device_lists.get(name, frozenset()) if name else frozenset()
+def _members(name: str, snapshot: Snapshot) -> DeviceSet:
+    return snapshot.device_lists.get(name, NOBODY) if name else NOBODY

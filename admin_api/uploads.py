@@ -18,7 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from admin_api.bodies import declared_length, media_type_of, stream_body
 from admin_api.documents import FirmwareFields, validate
 from admin_api.problems import too_large, unsupported_media_type
-from ota_hook.admission import INLINE_DEVICES_MAX, SOURCE_VERSIONS_MAX
+from ota_hook.admission import FIRMWARE_TAGS_MAX, INLINE_DEVICES_MAX, SOURCE_VERSIONS_MAX
 from ota_hook.errors import InputError
 from ota_hook.model import Package
 from ota_hook.packages.inspect import read_filename
@@ -34,7 +34,7 @@ _NAME_SHOWN_CHARS: Final = 64
 _REPEATED: Final = {
     "devices": INLINE_DEVICES_MAX,
     "source_versions": SOURCE_VERSIONS_MAX,
-    "tags": SOURCE_VERSIONS_MAX,
+    "tags": FIRMWARE_TAGS_MAX,
 }
 _BOOLEANS: Final = frozenset({"use_https", "enabled", "allow_downgrade"})
 _BOOLEAN_TEXTS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -257,7 +257,7 @@ def _read_disposition(header: str) -> tuple[str, str | None]:
 
 
 def _read_field(name: str, texts: list[str]) -> object:
-    """What a field's texts mean: a list, a boolean, or the text. One empty `devices` is the empty list: nobody."""
+    """What a field's texts mean: a list, a boolean, a number, or the text. One empty `devices` or `tags` is `[]`."""
     if name in _REPEATED:
         return [] if texts == [""] else texts
     if name in _BOOLEANS:
@@ -265,4 +265,9 @@ def _read_field(name: str, texts: list[str]) -> object:
         if value is None:
             raise InputError(f"`{name}` must be true or false.", field=name)
         return value
+    if name == "percentage":
+        try:
+            return float(texts[0])
+        except ValueError:
+            raise InputError(f"`{name}` must be a number.", field=name) from None
     return texts[0]

@@ -1,19 +1,26 @@
-"""The firmware index, compiled. The meaning is in docs/versions.md; the oracle in tests/oracle.py."""
+"""The firmware index, compiled. Its meaning is in docs/versions.md; the oracle in tests/oracle.py."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, final
+
+from ota_hook._device_set import DeviceSet
 
 class FirmwareEntry(NamedTuple):
     """What the index needs of one firmware of its (type, module).
 
-    `devices` None: every device; empty: nobody. `source_versions` empty: any current version, else exact texts
-    (compared after trimming white space on both sides).
+    `devices`, `tags` and `basis_points` (hundredths of a per cent) select devices; where all are None every device is
+    selected, else who is in `devices`, or has one of the `tags` (where set) and is within the percentage (where set).
+    An empty one selects nobody. `source_versions` empty: any current version, else exact texts (compared after trimming
+    white space on both sides).
     """
 
     id: str
     version: str
     enabled: bool = True
-    devices: frozenset[str] | None = None
+    devices: DeviceSet | None = None
+    tags: tuple[str, ...] | None = None
+    basis_points: int | None = None
+    percentage_seed: int = 0
     source_versions: tuple[str, ...] = ()
     allow_downgrade: bool = False
     created_at_ms: int = 0
@@ -21,24 +28,42 @@ class FirmwareEntry(NamedTuple):
 class Explanation(NamedTuple):
     """Why one firmware is, or is not, the device's next: `reasons` is empty for the chosen one alone.
 
-    Reasons: `disabled`, `not_selected`, `source_version_differs`, `current_version_unknown` (none stored, or not a
-    version in the scheme), `same_version`, `not_newer`, `outranked` (eligible, but another is better).
+    Reasons: `disabled`, `not_selected` (followed, where tags or a percentage are set, by which did not hold:
+    `not_listed`, `tags_differ`, `outside_percentage`), `source_version_differs`, `current_version_unknown` (none
+    stored, or not a version in the scheme), `same_version`, `not_newer`, `outranked` (eligible, another is better).
     """
 
     firmware_id: str
     chosen: bool
     reasons: tuple[str, ...]
 
+class Match(NamedTuple):
+    """A device of a bucket that has something newer."""
+
+    identifier: str
+    firmware_id: str
+    current: str
+
 @final
 class FirmwareIndex:
-    """The firmware of one (type, module), immutable; built once, asked often."""
+    """The firmware of one (type, module), immutable; built once, asked often. Not for several threads at once."""
 
-    def __init__(self, scheme: str, entries: Iterable[FirmwareEntry]) -> None:
-        """ValueError names the firmware whose version the scheme refuses, or a downgrade without source versions."""
+    def __init__(self, scheme: str, entries: Iterable[FirmwareEntry], *, previous: FirmwareIndex | None = None) -> None:
+        """`previous` lends its table of listed devices where the same sets, as objects, come in the same order.
+
+        ValueError names the firmware whose version the scheme refuses, or a downgrade without source versions, or says
+        that sets have different seeds.
+        """
 
     def __len__(self) -> int: ...
-    def resolve(self, identifier: str, current: str) -> str | None:
-        """The id of the best eligible firmware for that device at that version, or None. Never raises."""
+    def resolve(self, identifier: str, current: str, tags: Sequence[str] = ()) -> str | None:
+        """The id of the best eligible firmware for that device at that version, or None. No text raises."""
 
-    def explain(self, identifier: str, current: str | None) -> list[Explanation]:
+    def resolve_many(self, bucket: bytes, device_type: str, attribute: str) -> list[Match]:
+        """The devices of the type that have something newer, of a bucket as `DeviceStore.scan_buckets` gives it.
+
+        Their current version is what is stored under `attribute`. Records that can't be read are left out.
+        """
+
+    def explain(self, identifier: str, current: str | None, tags: Sequence[str] = ()) -> list[Explanation]:
         """One explanation per firmware, best version first."""

@@ -7,10 +7,11 @@ newest snapshot and returns the changes to write, or raises InputError, NotFound
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from ota_hook._device_set import DeviceSet
 from ota_hook._versions import version_key
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (
@@ -24,15 +25,17 @@ from ota_hook.model import (
     is_direct_identifier,
     is_tag,
 )
-from ota_hook.snapshot import Snapshot
+from ota_hook.snapshot import NOBODY, Snapshot
 
 NAME_MAX_CHARS: Final = 128
 EVENT_MAX_CHARS: Final = 128
 ATTRIBUTE_MAX_BYTES: Final = 128
 VERSION_ATTRIBUTES_MAX: Final = 16
 SOURCE_VERSIONS_MAX: Final = 100
+FIRMWARE_TAGS_MAX: Final = 100
 INLINE_DEVICES_MAX: Final = 10_000
 LISTED_DEVICES_MAX: Final = 1_000_000
+_ROUNDING: Final = 1e-9
 
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -90,12 +93,17 @@ def check_identifier(text: str) -> str:
 
 
 def check_tag(text: str) -> str:
-    """A tag of a device, or one that a firmware asks for."""
+    """A tag. InputError for what is none."""
     if not is_tag(text):
-        raise InputError(
-            f'{_shown(text)} is no tag: 1 to {TAG_MAX_BYTES} bytes without white space, control characters and , ; ".'
-        )
+        raise InputError(f'A tag must have 1 to {TAG_MAX_BYTES} bytes of UTF-8 without white space and `, ; "`.')
     return text
+
+
+def check_percentage(percentage: float) -> float:
+    """A percentage with at most two decimals."""
+    if abs(percentage * 100 - round(percentage * 100)) > _ROUNDING:
+        raise InputError("A percentage has at most two decimals.")
+    return percentage
 
 
 def check_distinct(texts: list[str]) -> list[str]:
@@ -272,9 +280,7 @@ def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: st
         )
 
 
-def admit_firmware(
-    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None
-) -> tuple[CatalogueChange, ...]:
+def admit_firmware(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | None) -> tuple[CatalogueChange, ...]:
     """Create the firmware or replace the one with its id.
 
     `devices` holds the members of `proposed.device_list` where the snapshot has not got that list yet; None leaves
@@ -297,7 +303,14 @@ def admit_firmware(
 
 
 def _who_gets(firmware: Firmware) -> tuple[object, ...]:
-    return firmware.enabled, firmware.device_list, firmware.source_versions, firmware.allow_downgrade
+    return (
+        firmware.enabled,
+        firmware.device_list,
+        firmware.tags,
+        firmware.basis_points,
+        firmware.source_versions,
+        firmware.allow_downgrade,
+    )
 
 
 def remove_firmware(snapshot: Snapshot, firmware_id: str, *, now_ms: int) -> tuple[CatalogueChange, ...]:
@@ -320,7 +333,7 @@ def _refuse_duplicate(snapshot: Snapshot, proposed: Firmware) -> None:
 
 def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
     """Of two with equal version keys: neither has a selector, and neither has source versions or they share one."""
-    if proposed.device_list is not None or other.device_list is not None:
+    if proposed.has_selector or other.has_selector:
         return
     both_full = not proposed.source_versions and not other.source_versions
     if both_full or not set(proposed.source_versions).isdisjoint(other.source_versions):
@@ -328,14 +341,12 @@ def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
         raise ConflictError(
             f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
             " already.",
-            mend="Change or delete that one, or give one of them a list of devices.",
+            mend="Change or delete that one, or say for one of them which devices it is for.",
             field="version",
         )
 
 
-def _refuse_loop(
-    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None, *, newly: bool = True
-) -> None:
+def _refuse_loop(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | None, *, newly: bool = True) -> None:
     """A device must not be sent back by one enabled firmware and forth by others, for ever.
 
     A downgrade brings a device to its version. A plain upgrade from there undoes what a new one is for; and where
@@ -415,21 +426,23 @@ def _key(snapshot: Snapshot, firmware: Firmware, text: str) -> bytes:
     return version_key(snapshot.types[firmware.device_type].version_scheme, text) or b""
 
 
-def _may_share_a_device(
-    snapshot: Snapshot, proposed: Firmware, devices: Collection[str] | None, other: Firmware
-) -> bool:
-    ours = _members(snapshot, proposed) if devices is None else frozenset(devices)
-    theirs = _members(snapshot, other)
+def _may_share_a_device(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | None, other: Firmware) -> bool:
+    ours = _members(snapshot, proposed, devices)
+    theirs = _members(snapshot, other, None)
     if ours is None or theirs is None:
         return (ours is None or bool(ours)) and (theirs is None or bool(theirs))
     return not ours.isdisjoint(theirs)
 
 
-def _members(snapshot: Snapshot, firmware: Firmware) -> frozenset[str] | None:
-    """Who is listed; None where that is everyone, or a list that this snapshot has not got."""
-    if firmware.device_list is None:
+def _members(snapshot: Snapshot, firmware: Firmware, devices: DeviceSet | None) -> DeviceSet | None:
+    """Who may get it; None where that may be anyone: it has no list, one that is unknown, or tags or a percentage."""
+    if firmware.tags or firmware.basis_points:
         return None
-    return snapshot.device_lists.get(firmware.device_list) if firmware.device_list else frozenset()
+    if firmware.device_list is None:
+        return None if firmware.tags is None and firmware.basis_points is None else NOBODY
+    if devices is not None:
+        return devices
+    return snapshot.device_lists.get(firmware.device_list) if firmware.device_list else NOBODY
 
 
 def _write(document: DeviceType | Rule | Firmware) -> CatalogueChange:

@@ -35,6 +35,9 @@ class CheckReport:
 _SENTENCES: Final = {
     "disabled": "It is disabled.",
     "not_selected": "This device is not among the devices that it is for.",
+    "not_listed": "It is not on its list of devices.",
+    "tags_differ": "It has none of its tags ({tags}).",
+    "outside_percentage": "It is outside of the {percentage} % of the fleet.",
     "source_version_differs": "The device's version {current} is not one of its source versions ({sources}).",
     "current_version_unknown": "No usable version of the device is known, so nothing can be newer.",
     "same_version": "The device runs an equal version ({current}) already.",
@@ -71,7 +74,7 @@ def _explain(
     """Best version first; at the end what is stored but could not be used."""
     by_id = {firmware.id: firmware for firmware in living}
     index = snapshot.index(device.device_type, module)
-    explained = index.explain(device.identifier, current) if index else []
+    explained = index.explain(device.identifier, current, device.tags) if index else []
     reports = [_report(by_id.pop(e.firmware_id), e, current) for e in explained if e.firmware_id in by_id]
     reports += [_report(firmware, _refused(firmware, "unusable"), current) for firmware in by_id.values()]
     return tuple(reports)
@@ -88,11 +91,18 @@ def _rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
 
 
 def _report(firmware: Firmware, explanation: Explanation, current: str | None) -> FirmwareReport:
-    sources = ", ".join(firmware.source_versions[:5]) + (", …" if len(firmware.source_versions) > 5 else "")
-    sentences = (
-        _SENTENCES.get(reason, reason).format(current=current, sources=sources) for reason in explanation.reasons
-    )
+    facts = {
+        "current": current,
+        "sources": _some_of(firmware.source_versions),
+        "tags": _some_of(firmware.tags or ()),
+        "percentage": f"{(firmware.basis_points or 0) / 100:g}",
+    }
+    sentences = (_SENTENCES.get(reason, reason).format(**facts) for reason in explanation.reasons)
     return FirmwareReport(firmware, explanation.chosen, explanation.reasons, tuple(sentences))
+
+
+def _some_of(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 
 def _reason(current: str | None, reports: Sequence[FirmwareReport]) -> str:

@@ -23,6 +23,7 @@ _INLINE_DEVICES_MAX: Final = 10_000
 _LINE_MAX_BYTES: Final = 64 * 1024
 _COUNTED_AT_ONCE: Final = 1000
 _SOURCES_SHOWN: Final = 3
+_SELECTORS: Final = ("devices", "tags", "percentage")
 _REASONS: Final = {
     "no_rule": "no enabled rule of its type asks for this module (`ota-hook rules add`)",
     "no_firmware": "its type has no firmware for this module",
@@ -33,6 +34,14 @@ _REASONS: Final = {
 firmware = typer.Typer(help="Firmware: upload, say who may get it, switch on and off.", no_args_is_help=True)
 
 FirmwareArgument = Annotated[str, typer.Argument(metavar="ID", help="The firmware's id.", show_default=False)]
+TagOption = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG", help="For devices with this tag; repeat it for others.", show_default=False),
+]
+PercentageOption = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="For so many per cent of the devices, 0 to 100.", show_default=False),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 _COLUMNS: Final = (
@@ -75,12 +84,23 @@ def _row(entry: Document) -> tuple[str, ...]:
 
 
 def _audience(entry: Document) -> str:
-    """Whom a firmware is for: `everyone`, `nobody`, `12 devices`, `everyone on 1.0, 1.1`."""
+    """Whom a firmware is for: `everyone`, `nobody`, `12 devices or 5 % of those tagged a`, `everyone on 1.0, 1.1`."""
     count, sources = entry["devices_count"], entry["source_versions"]
-    who = "everyone" if count is None else count_text(count, "device") if count else "nobody"
+    who = " or ".join(filter(None, (count_text(count, "device") if count else "", _gray_audience(entry)))) or "nobody"
+    if (count, entry["tags"], entry["percentage"]) == (None, None, None):
+        who = "everyone"
     if not sources:
         return who
     return f"{who} on {', '.join(sources[:_SOURCES_SHOWN])}{', …' if len(sources) > _SOURCES_SHOWN else ''}"
+
+
+def _gray_audience(entry: Document) -> str:
+    """Whom tags and percentage select, empty where that is nobody, or neither is set."""
+    tags, percentage = entry["tags"], entry["percentage"]
+    if (tags is None and percentage is None) or tags == [] or percentage == 0:
+        return ""
+    of_whom = "everyone" if tags is None else f"those tagged {' or '.join(tags)}"
+    return of_whom if percentage is None else f"{percentage:g} % of {of_whom}"
 
 
 @firmware.command("show")
@@ -140,13 +160,17 @@ def upload_firmware(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Only for who runs exactly this version; repeat it.", show_default=False),
     ] = None,
+    tag: TagOption = None,
+    percentage: PercentageOption = None,
     https: Annotated[bool, typer.Option("--https", help="Devices download it over HTTPS.")] = False,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but offer it to nobody yet.")] = False,
     allow_downgrade: Annotated[
         bool, typer.Option("--allow-downgrade", help="Also for newer versions; needs --source-version.")
     ] = False,
 ) -> None:
-    """Upload a firmware. Without --device or --devices-file it is for every device of its type, at once.
+    """Upload a firmware. Without --device, --devices-file, --tag and --percentage it is for every device, at once.
+
+    With several of them it is for the devices that are named, and besides for the percentage of those that have a tag.
 
     It is digested, written to disk and read back before it exists; a refused upload leaves nothing. Where the
     connection breaks it is sent again, and it is there once.
@@ -161,6 +185,8 @@ def upload_firmware(
         "name": name,
         "module": module,
         "devices": first,
+        "tags": tag or None,
+        "percentage": percentage,
         "source_versions": source_version or None,
         "use_https": https,
         "enabled": not disabled,
@@ -246,7 +272,7 @@ def _called(entry: Document) -> str:
 @firmware.command("release")
 @catalogue_command
 def release_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: YesOption = False) -> None:
-    """Give up a firmware's list of devices: it is for every device of its type from now on.
+    """Give up a firmware's list of devices, tags and percentage: it is for every device of its type from now on.
 
     Its source versions stay. It asks first and says how many devices that are.
 
@@ -255,7 +281,7 @@ def release_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: Ye
     """
     path = session.path("firmware", firmware_id)
     entry = session.api.get(path)
-    if entry["devices_count"] is None:
+    if all(entry[selector] is None for selector in _SELECTORS):
         session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)} already.")
         return
     if not yes:
@@ -265,7 +291,46 @@ def release_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: Ye
             f"Release {_called(entry)}, now for {_audience(entry)},"
             f" to the whole type {entry['device_type']!r} ({_count_of_type(session, entry['device_type'])})?{state}",
         )
-    entry = session.api.patch(path, {"devices": None})
+    entry = session.api.patch(path, dict.fromkeys(_SELECTORS))
+    session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
+
+
+@firmware.command("select")
+@catalogue_command
+def select_devices(
+    session: Session,
+    *,
+    firmware_id: FirmwareArgument,
+    tag: TagOption = None,
+    percentage: PercentageOption = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Whatever tags they have.")] = False,
+    no_percentage: Annotated[bool, typer.Option("--no-percentage", help="However many they are.")] = False,
+) -> None:
+    """Say by tags and percentage which devices a firmware is for. Its list of devices, if it has one, stays.
+
+    The devices within a percentage stay within a greater one: raise it step by step. Both together select the
+    percentage of the tagged devices.
+
+    \b
+    Example: ota-hook firmware select 01JZ0000000000000000000000 --percentage 10
+    """
+    if (tag and no_tags) or (percentage is not None and no_percentage):
+        raise InputError("An option and its --no- contradict each other.", mend="Give one of them.")
+    patch: Document = {}
+    if tag or no_tags:
+        patch["tags"] = tag or None
+    if percentage is not None or no_percentage:
+        patch["percentage"] = percentage
+    if not patch:
+        raise InputError("Nothing is selected.", mend="Give --tag, --percentage, --no-tags or --no-percentage.")
+    path = session.path("firmware", firmware_id)
+    before = session.api.get(path)
+    if all((before | patch)[selector] is None for selector in _SELECTORS):
+        raise InputError(
+            "Without tags, percentage and list it would be for every device of its type.",
+            mend=f"If that is meant: ota-hook firmware release {firmware_id}",
+        )
+    entry = session.api.patch(path, patch)
     session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
 
 

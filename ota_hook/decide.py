@@ -73,7 +73,7 @@ def _answer(rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: 
     if current is None:
         return AnswerNoUpgrade(rule.module, device_type, "no_version")
     index = snapshot.index(device.device_type, rule.module)
-    firmware_id = index.resolve(device.identifier, current.text) if index is not None else None
+    firmware_id = index.resolve(device.identifier, current.text, device.tags) if index is not None else None
     if firmware_id is None:
         return AnswerNoUpgrade(rule.module, device_type, "none_newer")
     return OfferUpdate(rule, snapshot.firmware[firmware_id], device_type, current.text)

@@ -111,7 +111,10 @@ class Package:
 class Firmware:
     """One uploaded package and who may get it.
 
-    `device_list` names the stored list of identifiers that may get it; None: every device of the type, "": nobody.
+    `device_list` names the stored list of identifiers that may get it, "" the empty one. `tags` select devices that
+    have one of them, `basis_points` (hundredths of a per cent) a part of the fleet that `percentage_seed` decides on.
+    Where all three are None every device of the type may get it; else who is listed, or fits tags and percentage, each
+    where it is set.
     `source_versions` is empty where any current version may be upgraded. `deleted_at_ms` marks a tombstone.
     """
 
@@ -122,6 +125,9 @@ class Firmware:
     package: Package
     module: str = DEFAULT_MODULE
     device_list: str | None = None
+    tags: tuple[str, ...] | None = None
+    basis_points: int | None = None
+    percentage_seed: int = 0
     source_versions: tuple[str, ...] = ()
     use_https: bool = False
     enabled: bool = True
@@ -129,6 +135,11 @@ class Firmware:
     created_at_ms: int = 0
     deleted_at_ms: int | None = None
     revision: int = 1
+
+    @property
+    def has_selector(self) -> bool:
+        """Whether it is for some devices only (or for none): a list, tags or a percentage are set."""
+        return not (self.device_list is None and self.tags is None and self.basis_points is None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.snapshot import Snapshot
@@ -222,15 +223,17 @@ class Catalogue(Protocol):
 
     async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot: ...
 
-    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, int]:
-        """Write a device list under a new name and return (name, distinct count).
+    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, DeviceSet]:
+        """Write a device list under a new name and return (name, members); the empty list's name is "".
 
         It expires within the hour unless a firmware document that names it is written by `change`; the list that a
         change leaves unnamed is dropped with it.
         """
         ...
 
-    def read_device_list(self, name: str) -> AsyncIterator[str]: ...
+    def read_device_list(self, name: str) -> AsyncGenerator[str]:
+        """The identifiers of a list, each once, in the order in which they were given; none where it is gone."""
+        ...
 
 
 class Publisher(Protocol):

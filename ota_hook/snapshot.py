@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+from ota_hook._device_set import DeviceSet
 from ota_hook._matcher import FirmwareEntry, FirmwareIndex
 from ota_hook._versions import version_key
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Rule
+
+NOBODY: Final = DeviceSet(0)
+"""The members of the list "", which needs no place in Redis."""
 
 _Scope = tuple[str, str]
 """(device type, event) of rules, (device type, module) of firmware."""
@@ -37,7 +42,7 @@ class Snapshot:
     types: Mapping[str, DeviceType] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=dict)
     firmware: Mapping[str, Firmware] = field(default_factory=dict)
-    device_lists: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    device_lists: Mapping[str, DeviceSet] = field(default_factory=dict)
     kept_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_attributes: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
@@ -67,7 +72,7 @@ class Snapshot:
         changes: Iterable[CatalogueChange],
         *,
         revision: int,
-        device_lists: Mapping[str, frozenset[str]],
+        device_lists: Mapping[str, DeviceSet],
     ) -> tuple[Snapshot, list[RefusedDocument]]:
         """The next snapshot and the documents that it refused.
 
@@ -84,7 +89,7 @@ class Snapshot:
 class _Draft:
     """A snapshot in the making: changeable copies of the documents, and what the changes touched."""
 
-    def __init__(self, base: Snapshot, device_lists: Mapping[str, frozenset[str]]) -> None:
+    def __init__(self, base: Snapshot, device_lists: Mapping[str, DeviceSet]) -> None:
         self.types = dict(base.types)
         self.rules = dict(base.rules)
         self.firmware = dict(base.firmware)
@@ -160,7 +165,8 @@ class _Draft:
             device_type = self.types.get(scope[0])
             if device_type is not None:
                 entries = [_entry(firmware, self.lists) for firmware in candidates if self._is_usable(firmware)]
-                rebuilt[scope] = FirmwareIndex(device_type.version_scheme, entries)
+                previous = self.indices.get(scope)
+                rebuilt[scope] = FirmwareIndex(device_type.version_scheme, entries, previous=previous)
         return rebuilt
 
     def _is_usable(self, firmware: Firmware) -> bool:
@@ -171,7 +177,7 @@ class _Draft:
         return True
 
 
-def _unusable(firmware: Firmware, types: Mapping[str, DeviceType], lists: Mapping[str, frozenset[str]]) -> str | None:
+def _unusable(firmware: Firmware, types: Mapping[str, DeviceType], lists: Mapping[str, DeviceSet]) -> str | None:
     """Why this firmware can't be matched, None where it can."""
     if firmware.deleted_at_ms is not None:
         return None
@@ -195,16 +201,18 @@ def _group_rules(rules: Iterable[Rule], types: Mapping[str, DeviceType]) -> dict
     return {scope: tuple(members) for scope, members in grouped.items()}
 
 
-def _entry(firmware: Firmware, lists: Mapping[str, frozenset[str]]) -> FirmwareEntry:
-    if firmware.device_list is None:
-        devices = None
-    else:
-        devices = lists[firmware.device_list] if firmware.device_list else frozenset[str]()
+def _entry(firmware: Firmware, lists: Mapping[str, DeviceSet]) -> FirmwareEntry:
+    devices = None
+    if firmware.device_list is not None:
+        devices = lists[firmware.device_list] if firmware.device_list else NOBODY
     return FirmwareEntry(
         id=firmware.id,
         version=firmware.version,
         enabled=firmware.enabled,
         devices=devices,
+        tags=firmware.tags,
+        basis_points=firmware.basis_points,
+        percentage_seed=firmware.percentage_seed,
         source_versions=firmware.source_versions,
         allow_downgrade=firmware.allow_downgrade,
         created_at_ms=firmware.created_at_ms,

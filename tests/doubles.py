@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
 from ota_hook.model import (
     CatalogueChange,
@@ -30,9 +31,7 @@ def make_firmware(id: str, version: str, **fields: object) -> Firmware:  # noqa:
     return replace(base, **fields)  # type: ignore[arg-type]
 
 
-def make_snapshot(
-    *documents: DeviceType | Rule | Firmware, lists: Mapping[str, frozenset[str]] | None = None
-) -> Snapshot:
+def make_snapshot(*documents: DeviceType | Rule | Firmware, lists: Mapping[str, DeviceSet] | None = None) -> Snapshot:
     """A snapshot of the documents; a `tracker` type with its default rule is always there."""
     base: list[DeviceType | Rule | Firmware] = [
         DeviceType(key="tracker", name="Tracker"),

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from functools import cmp_to_key
 from typing import Any, Protocol
 
+import xxhash
+
 from ota_hook._matcher import FirmwareEntry
+from tests.device_sets import device_set
 
 PRE_RELEASE_ORDER = (
     ("dev",),
@@ -207,13 +210,71 @@ def _compare_semver(left: str, right: str) -> int:
 # --- which firmware ---------------------------------------------------------------------------------------------------
 
 
-def obstacles(scheme: str, firmware: FirmwareEntry, identifier: str, current: str | None) -> list[str]:
+@dataclass(frozen=True)
+class Firmware:
+    """What a FirmwareEntry says, with the identifiers of its list as they are."""
+
+    id: str
+    version: str
+    enabled: bool = True
+    devices: frozenset[str] | None = None
+    tags: tuple[str, ...] | None = None
+    basis_points: int | None = None
+    percentage_seed: int = 0
+    source_versions: tuple[str, ...] = ()
+    allow_downgrade: bool = False
+    created_at_ms: int = 0
+
+    def entry(self) -> FirmwareEntry:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        devices = None if self.devices is None else device_set(*self.devices)
+        return FirmwareEntry(**(fields | {"devices": devices}))
+
+
+def compiled_entries(firmware: Sequence[Firmware]) -> list[FirmwareEntry]:
+    return [one.entry() for one in firmware]
+
+
+@dataclass(frozen=True)
+class Device:
+    identifier: str
+    tags: tuple[str, ...] = ()
+
+
+def is_within(firmware: Firmware, device: Device) -> bool:
+    hashed = xxhash.xxh3_64_intdigest(device.identifier.encode("utf-8", "surrogatepass"), firmware.percentage_seed)
+    return hashed % 10_000 < (firmware.basis_points or 0)
+
+
+def unmet_selectors(firmware: Firmware, device: Device) -> list[str]:
+    """All three null: every device. Otherwise: in the list, or tags or percentage set and each that is set matches."""
+    if firmware.devices is None and firmware.tags is None and firmware.basis_points is None:
+        return []
+    if firmware.devices is not None and device.identifier in firmware.devices:
+        return []
+    has_a_tag = any(tag in device.tags for tag in firmware.tags or ())
+    matches = [has_a_tag] if firmware.tags is not None else []
+    matches += [is_within(firmware, device)] if firmware.basis_points is not None else []
+    if not matches:
+        return ["not_selected"]
+    if all(matches):
+        return []
+    unmet = ["not_selected"]
+    if firmware.devices is not None:
+        unmet.append("not_listed")
+    if firmware.tags is not None and not has_a_tag:
+        unmet.append("tags_differ")
+    if firmware.basis_points is not None and not is_within(firmware, device):
+        unmet.append("outside_percentage")
+    return unmet
+
+
+def obstacles(scheme: str, firmware: Firmware, device: Device, current: str | None) -> list[str]:
     """Every reason why this device may not get this firmware, in the order in which `explain` gives them."""
     reasons = []
     if not firmware.enabled:
         reasons.append("disabled")
-    if firmware.devices is not None and identifier not in firmware.devices:
-        reasons.append("not_selected")
+    reasons += unmet_selectors(firmware, device)
     sources = [text.strip() for text in firmware.source_versions]
     if sources and current is not None and current.strip() not in sources:
         reasons.append("source_version_differs")
@@ -228,14 +289,15 @@ def obstacles(scheme: str, firmware: FirmwareEntry, identifier: str, current: st
     return reasons
 
 
-def specificity(firmware: FirmwareEntry) -> int:
-    """Listed > has source versions > everyone. A listed one with source versions is listed, no more."""
-    ascending = (True, bool(firmware.source_versions), firmware.devices is not None)
+def specificity(firmware: Firmware) -> int:
+    """Listed > has source versions > tags or percentage > everyone. One that is several of these is the first."""
+    asks_who = firmware.tags is not None or firmware.basis_points is not None
+    ascending = (True, asks_who, bool(firmware.source_versions), firmware.devices is not None)
     return max(place for place, holds in enumerate(ascending) if holds)
 
 
-def best_first(scheme: str, firmware: Sequence[FirmwareEntry]) -> list[FirmwareEntry]:
-    def better(left: FirmwareEntry, right: FirmwareEntry) -> int:
+def best_first(scheme: str, firmware: Sequence[Firmware]) -> list[Firmware]:
+    def better(left: Firmware, right: Firmware) -> int:
         return -(
             compare(scheme, left.version, right.version)
             or sign(specificity(left), specificity(right))
@@ -246,22 +308,22 @@ def best_first(scheme: str, firmware: Sequence[FirmwareEntry]) -> list[FirmwareE
     return sorted(firmware, key=cmp_to_key(better))
 
 
-def resolve(scheme: str, firmware: Sequence[FirmwareEntry], identifier: str, current: str | None) -> str | None:
+def resolve(scheme: str, firmware: Sequence[Firmware], device: Device, current: str | None) -> str | None:
     """The best of those without an obstacle."""
     for candidate in best_first(scheme, firmware):
-        if not obstacles(scheme, candidate, identifier, current):
+        if not obstacles(scheme, candidate, device, current):
             return candidate.id
     return None
 
 
 def explain(
-    scheme: str, firmware: Sequence[FirmwareEntry], identifier: str, current: str | None
+    scheme: str, firmware: Sequence[Firmware], device: Device, current: str | None
 ) -> list[tuple[str, bool, tuple[str, ...]]]:
     """(id, chosen, reasons) of each firmware, best version first."""
     explained = []
-    chosen = resolve(scheme, firmware, identifier, current)
+    chosen = resolve(scheme, firmware, device, current)
     for candidate in best_first(scheme, firmware):
-        reasons = obstacles(scheme, candidate, identifier, current)
+        reasons = obstacles(scheme, candidate, device, current)
         if not reasons and candidate.id != chosen:
             reasons = ["outranked"]
         explained.append((candidate.id, candidate.id == chosen, tuple(reasons)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
+from ota_hook._device_set import DeviceSet
 from ota_hook.admission import (
     LISTED_DEVICES_MAX,
     NAME_MAX_CHARS,
@@ -119,15 +121,11 @@ async def _each(identifiers: Iterable[str]) -> AsyncIterator[str]:
         yield identifier
 
 
-async def _stage(context: AdminContext, devices: Sequence[str] | None) -> tuple[str | None, frozenset[str] | None]:
+async def _stage(context: AdminContext, devices: Sequence[str] | None) -> tuple[str | None, DeviceSet | None]:
     """The name under which the list is written, and its members."""
     if devices is None:
         return None, None
-    members = frozenset(devices)
-    if not members:
-        return "", members
-    name, _ = await context.catalogue.stage_device_list(_each(members))
-    return name, members
+    return await context.catalogue.stage_device_list(_each(devices))
 
 
 def _written_firmware(written: Sequence[CatalogueChange]) -> Firmware:
@@ -205,6 +203,9 @@ async def _create(
         package=package,
         module=fields.module,
         device_list=device_list,
+        tags=None if fields.tags is None else tuple(fields.tags),
+        basis_points=fields.basis_points(),
+        percentage_seed=secrets.randbits(64),
         source_versions=tuple(fields.source_versions),
         use_https=fields.use_https,
         enabled=fields.enabled,
@@ -302,6 +303,8 @@ def _with_settings(firmware: Firmware, fields: FirmwareSettings) -> Firmware:
         firmware,
         name=fields.name or _default_name(firmware.package.filename),
         enabled=fields.enabled,
+        tags=None if fields.tags is None else tuple(fields.tags),
+        basis_points=fields.basis_points(),
         source_versions=tuple(fields.source_versions),
         use_https=fields.use_https,
         allow_downgrade=fields.allow_downgrade,
@@ -349,7 +352,7 @@ async def export_device_list(context: Context, request: Request, firmware_id: st
     require_ndjson_accepted(request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     if firmware.device_list is None:
-        raise NotFound(_EVERYONE)
+        raise NotFound(_EVERYONE if not firmware.has_selector else "This firmware has no device list.")
     return StreamingResponse(_list_lines(context, firmware.device_list), media_type=NDJSON)
 
 
@@ -391,18 +394,18 @@ async def add_to_device_list(context: Context, request: Request, firmware_id: st
     require_ndjson(request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     conditions.require(revision_etag(firmware.revision))
-    base = firmware.device_list
-    if base is None:
+    if not firmware.has_selector:
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
+    base = firmware.device_list
     given = _GivenDevices(context, request)
 
     async def joined() -> AsyncIterator[str]:
-        async for identifier in _read_list(context, base):
+        async for identifier in _read_list(context, base or ""):
             yield identifier
         async for identifier in given.identifiers():
             yield identifier
 
-    return await _set_list(context, firmware_id, given, joined(), conditions, base=base)
+    return await _set_list(context, firmware_id, given, joined(), conditions, adds_to=firmware)
 
 
 class _GivenDevices:
@@ -454,24 +457,17 @@ async def _set_list(
     identifiers: AsyncIterator[str],
     conditions: Preconditions,
     *,
-    base: str | None = None,
+    adds_to: Firmware | None = None,
 ) -> Response:
-    """Write the list and make it the firmware's. `base` is the list that it adds to, which must be the newest still."""
-    name, count = await context.catalogue.stage_device_list(identifiers)
-    if count > LISTED_DEVICES_MAX:
-        raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
-    firmware = find_firmware(context.catalogue.current, firmware_id)
-    rivals = context.catalogue.current.living_firmware(firmware.device_type, firmware.module)
-    members: frozenset[str] | None = None
-    if any(rival.allow_downgrade for rival in rivals):  # only these make it matter who is listed
-        members = frozenset([identifier async for identifier in _read_list(context, name)])
+    """Write the list and make it the firmware's. It adds to the list of `adds_to`, which must be the newest still."""
+    name, members = await context.catalogue.stage_device_list(identifiers)
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = find_firmware(snapshot, firmware_id)
         conditions.require(revision_etag(old.revision))
-        if base is not None and old.device_list != base:
+        if adds_to is not None and (old.device_list != adds_to.device_list or not old.has_selector):
             raise ConflictError("The device list was changed meanwhile.", mend="Send it again.")
-        return admit_firmware(snapshot, replace(old, device_list=name if count else ""), members)
+        return admit_firmware(snapshot, replace(old, device_list=name), members)
 
     changed = _written_firmware(await commit(context.catalogue, decide))
-    return answer(DeviceListOut(count=count, unknown=given.unknown), etag=revision_etag(changed.revision))
+    return answer(DeviceListOut(count=len(members), unknown=given.unknown), etag=revision_etag(changed.revision))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
 import structlog
 from ulid import ULID
 
+from ota_hook._device_set import DeviceSet
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError, OtaHookError
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.snapshot import RefusedDocument, Snapshot
@@ -114,17 +115,13 @@ class RedisCatalogue:
                     return self._current
         raise DependencyError("Others keep changing the catalogue; nothing was changed.", mend="Try again.")
 
-    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, int]:
+    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, DeviceSet]:
         """See ports.Catalogue. InputError for more than a million."""
         return await self._lists.stage(identifiers)
 
-    async def read_device_list(self, name: str) -> AsyncIterator[str]:
-        """See ports.Catalogue. A list in force is read from memory; "" and one that is gone have no members."""
-        members = self._current.device_lists.get(name)
-        if members is not None:
-            for identifier in members:
-                yield identifier
-        elif name:
+    async def read_device_list(self, name: str) -> AsyncGenerator[str]:
+        """See ports.Catalogue."""
+        if name:
             async with aclosing(self._lists.read(name)) as identifiers:
                 async for identifier in identifiers:
                     yield identifier
@@ -161,9 +158,9 @@ class RedisCatalogue:
     def _apply_call(self, snapshot: Snapshot, token: bytes, changes: Sequence[CatalogueChange]) -> Call:
         """What APPLY is given to get from the snapshot in force to `snapshot`."""
         base = self._current
-        keep = [name for name in snapshot.device_lists if name not in base.device_lists]
-        drop = [name for name in base.device_lists if name not in snapshot.device_lists]
-        keys = (*self._touched, *map(self._keys.device_list, (*keep, *drop)))
+        keep = self._lists.keys_of(name for name in snapshot.device_lists if name not in base.device_lists)
+        drop = self._lists.keys_of(name for name in base.device_lists if name not in snapshot.device_lists)
+        keys = (*self._touched, *keep, *drop)
         arguments: list[Argument] = [
             base.revision,
             self._token,
@@ -292,16 +289,10 @@ class RedisCatalogue:
         )
         return dict(zip(wanted, found, strict=True))
 
-    async def _load_lists(self, changes: Iterable[CatalogueChange]) -> dict[str, frozenset[str]]:
+    async def _load_lists(self, changes: Iterable[CatalogueChange]) -> dict[str, DeviceSet]:
         """The lists that these changes name and the snapshot does not have. One that is not there is left out."""
-        lists = {}
-        for change in changes:
-            name = _list_of(change.document)
-            if name and name not in self._current.device_lists:
-                members = await self._lists.load(name)
-                if members is not None:
-                    lists[name] = members
-        return lists
+        named = {_list_of(change.document) for change in changes}
+        return await self._lists.load([name for name in named if name and name not in self._current.device_lists])
 
     async def _check_layout(self, head: Sequence[bytes | None]) -> None:
         """Redis may have come back as another one: empty (its layout is made again), or laid out otherwise."""

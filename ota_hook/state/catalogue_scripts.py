@@ -52,8 +52,8 @@ return {head, all}
 """
 )
 
-# KEYS behind the documents: the device lists to keep, then those to drop.
-# ARGV: base revision, base token, new token, stream length, lists to keep, changes, then kind, key, document, …
+# KEYS behind the documents: the keys of device lists to keep, then of those to drop.
+# ARGV: base revision, base token, new token, stream length, keys to keep, changes, then kind, key, document, …
 APPLY: Final = Script(
     _HEAD_LUA
     + """

@@ -1,10 +1,11 @@
 """The format of what is in Redis: made once per deployment, read at start-up, refused where it is newer.
 
-Owns the meta key's `format` and `buckets`. FORMAT is this release's number; there is none before it.
+Owns the meta key's `format`, `buckets` and `list_seed`. FORMAT is this release's number; there is none before it.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 from redis.asyncio import Redis
@@ -15,12 +16,15 @@ from ota_hook.state.connection import RedisClient, Script, ask_primaries, redis_
 from ota_hook.state.keys import BUCKETS_MAX, DEFAULT_BUCKETS, DEFAULT_PREFIX, Keys, checked_prefix, meta_key
 
 FORMAT: Final = 1
+SEED_BYTES: Final = 8
+"""Of the secret that the digests of device lists are made with."""
 _OLDEST_REDIS: Final = (6, 2)
 
 _OPEN: Final = Script("""
 if redis.call('HEXISTS', KEYS[1], 'format') == 0 then
   redis.call('HSET', KEYS[1], 'format', ARGV[1], 'buckets', ARGV[2])
 end
+redis.call('HSETNX', KEYS[1], 'list_seed', ARGV[3])
 return redis.call('HMGET', KEYS[1], 'format', 'buckets')
 """)
 
@@ -37,7 +41,7 @@ async def open_layout(redis: RedisClient, *, prefix: str = DEFAULT_PREFIX, bucke
     with redis_errors("reading the format of its data"):
         try:
             await ask_primaries(redis, _refuse_old_server)
-            stored = await _OPEN.run(redis, [meta], [FORMAT, buckets])
+            stored = await _OPEN.run(redis, [meta], [FORMAT, buckets, secrets.token_bytes(SEED_BYTES)])
         except RedisError as exc:
             # Over a unix socket redis-py wraps the refusal once more.
             if isinstance(exc, AuthenticationError) or isinstance(exc.__cause__, AuthenticationError):

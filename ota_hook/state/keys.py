@@ -35,7 +35,7 @@ def as_text(stored: bytes) -> str:
 
 
 def meta_key(prefix: str) -> str:
-    """Hash: `format`, `buckets`, and the catalogue's `revision` and `token`. Known before the number of buckets is."""
+    """Hash: `format`, `buckets`, `revision`, `token`, `list_seed`. Known before the number of buckets is."""
     return f"{prefix}:{{c}}:meta"
 
 
@@ -105,8 +105,12 @@ class Keys:
         return f"{self.prefix}:{{c}}:changes"
 
     def device_list(self, name: str) -> str:
-        """Set: the identifiers of one device list; never changed once a firmware names it."""
+        """List: the identifiers of one device list, many in each element; never changed once a firmware names it."""
         return f"{self.prefix}:{{c}}:list:{name}"
+
+    def device_list_digests(self, name: str) -> str:
+        """String: the seed of the digests of one device list (8 bytes), then the digests."""
+        return f"{self.prefix}:{{c}}:list:{name}:digests"
 
     @property
     def command_ids(self) -> str:

@@ -122,9 +122,12 @@ async def test_one_empty_devices_field_is_nobody(admin: Admin) -> None:
         ({"devices": ["", "a"]}, "devices.0"),
         ({"source_versions": ["1.0", "1.0"]}, "source_versions"),
         ({"source_versions": ["x"]}, "source_versions.0"),
-        ({"tags": ["a"]}, "tags"),
-        ({"tags": [""]}, "tags"),
-        ({"percentage": "10"}, "percentage"),
+        ({"tags": ["a b"]}, "tags.0"),
+        ({"tags": ["a", "a"]}, "tags"),
+        ({"tags": ["", "a"]}, "tags.0"),
+        ({"percentage": "a tenth"}, "percentage"),
+        ({"percentage": "100.01"}, "percentage"),
+        ({"percentage": "nan"}, "percentage"),
         ({"use_https": "maybe"}, "use_https"),
         ({"use_https": "true"}, "use_https"),
         ({"enabled": ""}, "enabled"),
@@ -346,6 +349,44 @@ async def test_patch_changes_all_but_the_package_and_what_it_is_for(admin: Admin
     assert checked(await admin.api.patch(path, json={"tags": None, "percentage": None}), 200)["revision"] == 5
 
 
+async def test_tags_and_a_percentage_select_devices_and_can_be_changed(admin: Admin) -> None:
+    created = checked(await admin.upload("1.1", tags=["beta", "北京"], percentage="12.5"), 201)
+    assert (created["tags"], created["percentage"], created["devices"]) == (["beta", "北京"], 12.5, None)
+    path = f"/firmware/{created['id']}"
+    changed = checked(await admin.api.patch(path, json={"tags": [], "percentage": 100}), 200)
+    assert (changed["tags"], changed["percentage"]) == ([], 100)
+    kept = checked(await admin.api.patch(path, json={"name": "new"}), 200)
+    assert (kept["tags"], kept["percentage"]) == ([], 100)
+    released = checked(await admin.api.patch(path, json={"tags": None, "percentage": None}), 200)
+    assert (released["tags"], released["percentage"]) == (None, None)
+
+
+async def test_a_growing_percentage_keeps_the_devices_that_it_had(admin: Admin) -> None:
+    names = [f"d{number}" for number in range(100)]
+    for name in names:
+        checked(await admin.api.put(f"/devices/{name}", json={"type": "DU", "versions": {"version": "1.0"}}), 201)
+    path = f"/firmware/{(await admin.create_firmware(percentage='0'))['id']}"
+
+    async def offered() -> set[str]:
+        checks = [checked(await admin.api.get("/check", params={"device": name}), 200) for name in names]
+        return {check["device"] for check in checks if check["offer"]}
+
+    before: set[str] = set()
+    for percentage in (0, 10, 50, 100):
+        checked(await admin.api.patch(path, json={"percentage": percentage}), 200)
+        now = await offered()
+        assert before <= now
+        assert abs(len(now) - percentage) <= 16  # of a hundred; three standard deviations
+        before = now
+    assert before == set(names)
+    checked(await admin.api.patch(path, json={"percentage": 1.25}), 200)
+    (refused,) = checked(await admin.api.get("/check", params={"device": max(set(names) - await offered())}), 200)[
+        "firmware"
+    ]
+    assert refused["reasons"] == ["not_selected", "outside_percentage"]
+    assert "1.25 %" in refused["explanations"][1]
+
+
 @pytest.mark.parametrize(
     "patch",
     [
@@ -353,9 +394,12 @@ async def test_patch_changes_all_but_the_package_and_what_it_is_for(admin: Admin
         {"device_type": "DU"},
         {"module": "main"},
         {"filename": "x.bin"},
-        {"tags": ["a"]},
-        {"tags": []},
-        {"percentage": 10},
+        {"tags": ["a b"]},
+        {"tags": "a"},
+        {"percentage": "10"},
+        {"percentage": True},
+        {"percentage": -1},
+        {"percentage": 0.001},
         {"enabled": "true"},
         {"allow_downgrade": True},
         {"devices": ["a/b"]},
@@ -483,7 +527,7 @@ async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> Non
     problem(await admin.api.put(path, content=b'"a"', headers={"Content-Type": "text/csv"}), 415)
 
 
-async def test_of_a_long_list_the_head_is_shown_in_order(admin: Admin) -> None:
+async def test_of_a_long_list_the_first_thousand_are_shown(admin: Admin) -> None:
     firmware = await admin.create_firmware(devices=["x"])
 
     async def lines() -> AsyncIterator[bytes]:
@@ -496,7 +540,7 @@ async def test_of_a_long_list_the_head_is_shown_in_order(admin: Admin) -> None:
     (listed,) = checked(await admin.api.get("/firmware"), 200)["items"]
     for document in (shown, listed, checked(await admin.api.patch(path, json={"name": "new"}), 200)):
         assert (document["devices_count"], document["devices_truncated"]) == (20_000, True)
-        assert document["devices"] == [f"d{n:05d}" for n in range(1000)]
+        assert document["devices"] == [f"d{n:05d}" for n in range(19_000, 20_000)]
     assert len(await read_list(admin, firmware)) == 20_000
 
 

@@ -36,9 +36,10 @@ from ota_hook.model import (
     VersionScheme,
 )
 from ota_hook.snapshot import Snapshot
+from tests.device_sets import device_set
 
 PACKAGE = Package(filename="a.bin", size_bytes=1, md5="0" * 32, sha256="0" * 64, crc32="0" * 8)
-LISTS = {"abc": frozenset("abc"), "xyz": frozenset("xyz"), "cde": frozenset("cde")}
+LISTS = {name: device_set(*name) for name in ("abc", "xyz", "cde")}
 
 
 def firmware(name: str, version: str, *, sources: Iterable[str] = (), **fields: object) -> Firmware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check, decide_report
 from ota_hook.model import DeviceState, DeviceType, OpenOffer, Outcome, ReportedVersion, Rule
+from tests.device_sets import device_set
 from tests.doubles import make_firmware, make_snapshot
 
 
@@ -81,7 +82,7 @@ def test_an_empty_device_list_is_nobody() -> None:
 
 
 def test_a_listed_device_gets_the_listed_firmware_and_others_do_not() -> None:
-    snapshot = make_snapshot(make_firmware("F", "2.0", device_list="L"), lists={"L": frozenset({"d1"})})
+    snapshot = make_snapshot(make_firmware("F", "2.0", device_list="L"), lists={"L": device_set("d1")})
     (listed,) = decide_check(device(version="1.0"), "otaCheck", snapshot)
     assert isinstance(listed, OfferUpdate)
     other = DeviceState(identifier="d2", device_type="tracker", versions={"version": ReportedVersion("1.0", 1)})

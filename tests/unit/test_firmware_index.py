@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from ota_hook._matcher import Explanation, FirmwareEntry, FirmwareIndex
 from ota_hook.model import VersionScheme
 from tests import oracle
+from tests.device_sets import device_set
 
 
 def index_of(*entries: FirmwareEntry, scheme: str = "auto") -> FirmwareIndex:
@@ -52,7 +54,7 @@ def test_a_disabled_firmware_is_not_offered_but_explained() -> None:
 
 
 def test_a_listed_firmware_goes_to_the_devices_on_its_list_alone() -> None:
-    index = index_of(FirmwareEntry("A", "2.0", devices=frozenset({"d1", "d2"})), FirmwareEntry("B", "1.5"))
+    index = index_of(FirmwareEntry("A", "2.0", devices=device_set("d1", "d2")), FirmwareEntry("B", "1.5"))
     assert index.resolve("d1", "1.0") == "A"
     assert index.resolve("d2", "1.0") == "A"
     assert index.resolve("d3", "1.0") == "B"
@@ -61,7 +63,7 @@ def test_a_listed_firmware_goes_to_the_devices_on_its_list_alone() -> None:
 
 
 def test_an_empty_list_is_nobody() -> None:
-    index = index_of(FirmwareEntry("A", "2.0", devices=frozenset()))
+    index = index_of(FirmwareEntry("A", "2.0", devices=device_set()))
     assert index.resolve("d1", "1.0") is None
     assert reasons_of(index, "d1", "1.0") == {"A": ("not_selected",)}
 
@@ -79,13 +81,13 @@ def test_source_versions_are_compared_as_trimmed_text() -> None:
 def test_of_two_deltas_from_one_version_the_higher_wins() -> None:
     low, high = FirmwareEntry("A", "2.0", source_versions=("1.0",)), FirmwareEntry("B", "2.1", source_versions=("1.0",))
     assert index_of(low, high).resolve("d1", "1.0") == index_of(high, low).resolve("d1", "1.0") == "B"
-    listed = frozenset({"d1"})
+    listed = device_set("d1")
     low, high = low._replace(devices=listed), high._replace(devices=listed)
     assert index_of(low, high).resolve("d1", "1.0") == index_of(high, low).resolve("d1", "1.0") == "B"
 
 
 def test_a_list_and_source_versions_must_both_hold() -> None:
-    index = index_of(FirmwareEntry("A", "2.0", devices=frozenset({"d1"}), source_versions=("1.0",)))
+    index = index_of(FirmwareEntry("A", "2.0", devices=device_set("d1"), source_versions=("1.0",)))
     assert index.resolve("d1", "1.0") == "A"
     assert index.resolve("d1", "1.1") is None
     assert index.resolve("d2", "1.0") is None
@@ -114,7 +116,7 @@ def test_a_downgrade_is_taken_where_the_better_one_is_what_runs() -> None:
 def test_of_one_version_a_listed_firmware_beats_a_delta_and_that_one_for_everyone() -> None:
     everyone = FirmwareEntry("EVERYONE", "2.0", created_at_ms=9)
     delta = FirmwareEntry("DELTA", "2.0.0", source_versions=("1.0",), created_at_ms=5)
-    listed = FirmwareEntry("LISTED", "v2", devices=frozenset({"d1"}), created_at_ms=1)
+    listed = FirmwareEntry("LISTED", "v2", devices=device_set("d1"), created_at_ms=1)
     index = index_of(everyone, delta, listed)
     assert index.resolve("d1", "1.0") == "LISTED"
     assert index.resolve("d2", "1.0") == "DELTA"
@@ -123,13 +125,13 @@ def test_of_one_version_a_listed_firmware_beats_a_delta_and_that_one_for_everyon
 
 
 def test_a_higher_version_for_everyone_beats_a_listed_one() -> None:
-    index = index_of(FirmwareEntry("A", "2.1"), FirmwareEntry("B", "2.0", devices=frozenset({"d1"})))
+    index = index_of(FirmwareEntry("A", "2.1"), FirmwareEntry("B", "2.0", devices=device_set("d1")))
     assert index.resolve("d1", "1.0") == "A"
     assert reasons_of(index, "d1", "1.0") == {"A": (), "B": ("outranked",)}
 
 
 def test_of_two_listed_firmware_of_one_version_source_versions_say_nothing() -> None:
-    devices = frozenset({"d1"})
+    devices = device_set("d1")
     delta = FirmwareEntry("DELTA", "2.0", devices=devices, source_versions=("1.0",), created_at_ms=1)
     full = FirmwareEntry("FULL", "2.0", devices=devices, created_at_ms=2)
     assert index_of(delta, full).resolve("d1", "1.0") == "FULL"
@@ -165,7 +167,7 @@ def test_no_stored_version_is_said_and_nothing_is_chosen() -> None:
 
 def test_every_obstacle_is_said_always_in_the_same_order() -> None:
     index = index_of(
-        FirmwareEntry("A", "1.0", enabled=False, devices=frozenset({"d2"}), source_versions=("0.9",)),
+        FirmwareEntry("A", "1.0", enabled=False, devices=device_set("d2"), source_versions=("0.9",)),
     )
     assert reasons_of(index, "d1", "2.0") == {"A": ("disabled", "not_selected", "source_version_differs", "not_newer")}
 
@@ -185,7 +187,7 @@ def test_semver_is_strict_with_devices_too() -> None:
         ("auto", FirmwareEntry("01JABC", "1" * 129, enabled=False)),
         ("semver", FirmwareEntry("01JABC", "1.0")),
         ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True)),
-        ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True, enabled=False, devices=frozenset())),
+        ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True, enabled=False, devices=device_set())),
     ],
 )
 def test_a_firmware_that_can_not_be_matched_is_refused_by_its_id(scheme: str, entry: FirmwareEntry) -> None:
@@ -199,7 +201,7 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 
 def test_identifiers_and_versions_may_be_any_text() -> None:
-    index = FirmwareIndex(VersionScheme.AUTO, iter([FirmwareEntry("A", "2.0", devices=frozenset({"\ud800", ""}))]))
+    index = FirmwareIndex(VersionScheme.AUTO, iter([FirmwareEntry("A", "2.0", devices=device_set("\ud800", ""))]))
     assert index.resolve("\ud800", "1.0") == "A"
     assert index.resolve("", "1.0") == "A"
     assert index.resolve("x" * 100_000, "1" * 100_000) is None
@@ -210,8 +212,8 @@ def test_a_device_on_many_overlapping_lists_gets_the_best_of_them() -> None:
     """Lists overlap in every way here, which the groups behind the index must keep apart."""
     dice = random.Random(20240808)
     identifiers = [f"d{number}" for number in range(40)]
-    entries = [
-        FirmwareEntry(
+    catalogue = [
+        oracle.Firmware(
             id=f"F{number:03}",
             version=f"1.{dice.randrange(30)}",
             enabled=dice.random() < 0.9,
@@ -221,19 +223,20 @@ def test_a_device_on_many_overlapping_lists_gets_the_best_of_them() -> None:
         )
         for number in range(60)
     ]
-    entries = [e._replace(allow_downgrade=bool(e.source_versions) and dice.random() < 0.5) for e in entries]
-    index = index_of(*entries)
-    ranked = oracle.best_first("auto", entries)
+    catalogue = [replace(f, allow_downgrade=bool(f.source_versions) and dice.random() < 0.5) for f in catalogue]
+    index = index_of(*oracle.compiled_entries(catalogue))
+    ranked = oracle.best_first("auto", catalogue)
     for identifier in [*identifiers, "stranger"]:
+        device = oracle.Device(identifier)
         for minor in range(0, 30, 4):
             current = f"1.{minor}"
-            expected = next((e.id for e in ranked if not oracle.obstacles("auto", e, identifier, current)), None)
+            expected = next((f.id for f in ranked if not oracle.obstacles("auto", f, device, current)), None)
             assert index.resolve(identifier, current) == expected
 
 
 def test_ten_thousand_firmware_on_one_list_each_are_told_apart() -> None:
     entries = [
-        FirmwareEntry(f"F{number:05}", f"1.{number}", devices=frozenset({f"d{number}", "everywhere"}))
+        FirmwareEntry(f"F{number:05}", f"1.{number}", devices=device_set(f"d{number}", "everywhere"))
         for number in range(1, 10_001)
     ]
     index = index_of(*entries)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ota_hook._device_set import DeviceSet
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Rule, VersionScheme
 from ota_hook.snapshot import RefusedDocument, Snapshot
+from tests.device_sets import device_set
 from tests.doubles import make_firmware, make_snapshot
 
 
 def change(
-    snapshot: Snapshot, document: DeviceType | Rule | Firmware, lists: Mapping[str, frozenset[str]] | None = None
+    snapshot: Snapshot, document: DeviceType | Rule | Firmware, lists: Mapping[str, DeviceSet] | None = None
 ) -> tuple[Snapshot, list[RefusedDocument]]:
     match document:
         case DeviceType():
@@ -77,7 +79,7 @@ def test_a_type_may_come_after_what_refers_to_it_in_one_batch() -> None:
 
 
 def test_a_list_that_no_firmware_names_any_more_is_dropped() -> None:
-    listed = make_snapshot(make_firmware("F", "2.0", device_list="L"), lists={"L": frozenset({"d1"})})
+    listed = make_snapshot(make_firmware("F", "2.0", device_list="L"), lists={"L": device_set("d1")})
     assert resolve(listed, "d1") == "F"
     assert resolve(listed, "d2") is None
     released, _ = change(listed, make_firmware("F", "2.0"))

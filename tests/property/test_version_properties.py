@@ -1,13 +1,13 @@
-"""The order laws of versions, and the compiled matcher against the oracle, on texts and catalogues made at random."""
+"""The order laws of versions, and the compiled version keys against the oracle, on texts made at random."""
 
 from __future__ import annotations
 
 import pytest
 import semver
-from hypothesis import assume, example, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ota_hook._matcher import FirmwareEntry, FirmwareIndex
+from ota_hook._matcher import FirmwareIndex
 from ota_hook._versions import version_key
 from tests import oracle
 
@@ -192,71 +192,7 @@ def test_semver_keys_order_as_the_semver_package_compares(left: str, right: str)
 @given(st.sampled_from(SCHEMES), ANY_TEXT)
 def test_no_text_raises(scheme: str, text: str) -> None:
     assert (version_key(scheme, text) is not None) == oracle.is_version(scheme, text)
-    index = FirmwareIndex(scheme, [FirmwareEntry("F", "1.0.0")])
-    assert index.resolve(text, text) == oracle.resolve(scheme, [FirmwareEntry("F", "1.0.0")], text, text)
+    firmware = [oracle.Firmware("F", "1.0.0")]
+    index = FirmwareIndex(scheme, oracle.compiled_entries(firmware))
+    assert index.resolve(text, text) == oracle.resolve(scheme, firmware, oracle.Device(text), text)
     assert len(index.explain(text, text)) == 1
-
-
-# --- the index --------------------------------------------------------------------------------------------------------
-
-KNOWN_VERSIONS = ("1.0.0", "1.0.0-rc.1", "1.0.1", "1.1.0", "1.1.0+4", "2.0.0")
-AUTO_VERSIONS = (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1.0-hotfix", "2")
-SOURCES = ("1.0.0", "1.0.1", " 1.0.1 ", "1.1.0", "2.0.0", "1.0", "none", "")
-IDENTIFIERS = ("d1", "d2", "d3", "d4")
-
-
-@st.composite
-def entries_for(draw: st.DrawFn, scheme: str) -> list[FirmwareEntry]:
-    entries = []
-    for place in range(draw(st.integers(0, 8))):
-        sources = tuple(draw(st.lists(st.sampled_from(SOURCES), max_size=3)))
-        entry = FirmwareEntry(
-            id=f"F{place * 7 % 11:02}",  # no two alike, and not in the order of the list
-            version=draw(st.sampled_from(AUTO_VERSIONS if scheme == "auto" else KNOWN_VERSIONS)),
-            enabled=draw(st.sampled_from([True, True, True, False])),
-            devices=draw(st.none() | st.frozensets(st.sampled_from(IDENTIFIERS))),
-            source_versions=sources,
-            allow_downgrade=bool(sources) and draw(st.booleans()),
-            created_at_ms=draw(st.integers(0, 2)),
-        )
-        entries.append(entry)
-    return entries
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@given(data=st.data())
-def test_resolve_and_explain_agree_with_the_oracle(scheme: str, data: st.DataObject) -> None:
-    entries = data.draw(entries_for(scheme))
-    index = FirmwareIndex(scheme, entries)
-    current = data.draw(st.sampled_from([*AUTO_VERSIONS, *SOURCES, "1.0.1\t", None]) | ANY_TEXT)
-    assert len(index) == len(entries)
-    for identifier in (*IDENTIFIERS, "elsewhere"):
-        if current is not None:
-            assert index.resolve(identifier, current) == oracle.resolve(scheme, entries, identifier, current)
-        assert index.explain(identifier, current) == oracle.explain(scheme, entries, identifier, current)
-
-
-@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS), st.randoms())
-@example([], "d1", "1.0", None)
-def test_the_order_of_entries_says_nothing(
-    entries: list[FirmwareEntry], identifier: str, current: str, random: object
-) -> None:
-    shuffled = list(entries)
-    if random is not None:
-        random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert FirmwareIndex("auto", entries).explain(identifier, current) == FirmwareIndex("auto", shuffled).explain(
-        identifier, current
-    )
-
-
-@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS))
-def test_upgrades_without_downgrades_end(entries: list[FirmwareEntry], identifier: str, current: str) -> None:
-    entries = [entry._replace(allow_downgrade=False) for entry in entries]
-    index = FirmwareIndex("auto", entries)
-    by_id = {entry.id: entry.version for entry in entries}
-    steps = 0
-    while (chosen := index.resolve(identifier, current)) is not None:
-        assert oracle.compare("auto", current, by_id[chosen]) < 0
-        current = by_id[chosen]
-        steps += 1
-    assert steps <= len(entries)
