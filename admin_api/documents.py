@@ -192,6 +192,28 @@ def device_type_fields(device_type: DeviceType) -> dict[str, Any]:
     }
 
 
+class VersionCountOut(BaseModel):
+    """How many devices run a version."""
+
+    version: str
+    devices: int
+
+
+class VersionCountsOut(BaseModel):
+    """How many devices of a type run which version, the most common first. `devices` is how many there are of the type:
+    those of `versions`, those with a version that is not among them (`other`), and those `without` this attribute.
+    `unreadable` are records, of whatever type, that nothing can be made of.
+    """
+
+    device_type: str
+    attribute: str
+    devices: int
+    without: int
+    other: int
+    unreadable: int
+    versions: list[VersionCountOut]
+
+
 # ---- rules
 
 

@@ -158,6 +158,52 @@ def delete_type(session: Session, *, key: KeyArgument) -> None:
     session.answer({"deleted": key}, f"The device type {key!r} is deleted.")
 
 
+_BAR_WIDTH: Final = 20
+
+
+@types.command("versions")
+@catalogue_command
+def count_versions(
+    session: Session,
+    *,
+    key: KeyArgument,
+    attribute: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of this version attribute [the one of the module].", show_default=False),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of this module's version attribute [main].", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Tell so many versions apart [100].", show_default=False)
+    ] = None,
+) -> None:
+    """Count the devices of a type by the version that they run, the most common first.
+
+    \b
+    Example: ota-hook types versions tracker
+    """
+    path = session.path("device-types", key, "versions")
+    document = session.api.get(path, attribute=attribute, module=module, limit=limit)
+    if session.terminal.as_json:
+        session.terminal.write_json(document)
+        return
+    counts = [(entry["version"], entry["devices"]) for entry in document["versions"]]
+    counts += [(f"({name})", document[field]) for name, field in _REST.items() if document[field]]
+    total = document["devices"]
+    columns = (Column(document["attribute"]), Column("devices", right=True), Column("share", right=True), Column(""))
+    session.terminal.table(columns, ((text, f"{count:,}", *_share(count, total)) for text, count in counts))
+    session.terminal.note(f"{count_text(total, 'device')} of the type {key!r}.")
+
+
+_REST: Final = {"other versions": "other", "not reported": "without"}
+
+
+def _share(count: int, total: int) -> tuple[str, str]:
+    """In per cent and as a bar, which something always shows of."""
+    return f"{count / total:.1%}", "█" * max(1, round(_BAR_WIDTH * count / total))
+
+
 # ---- devices
 
 _DEVICE_COLUMNS: Final = (

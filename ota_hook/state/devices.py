@@ -38,6 +38,10 @@ DEFAULT_REFRESH_MS: Final = 3_600_000
 """A device that reports the same for ever costs one write an hour."""
 
 _LOAD_BATCH: Final = 500
+_SCAN_BATCH: Final = 64
+"""Buckets per round trip of a scan. Redis reads some at once, and device messages wait so long: a millisecond where
+there is a million devices.
+"""
 
 _EVERY_TYPE: Final = b"*"
 _CURSOR_DIGITS: Final = 8
@@ -183,7 +187,8 @@ class RedisDevices:
         """The number and the blob of each bucket with devices, from `first` on."""
         pattern = self._keys.devices_pattern()
         with redis_errors("reading devices"):
-            async with aclosing(batches_of_buckets(self._redis, self._keys, pattern, first=first)) as batches:
+            batches = batches_of_buckets(self._redis, self._keys, pattern, first=first, largest=_SCAN_BATCH)
+            async with aclosing(batches):
                 async for batch in batches:
                     calls: list[Call] = [
                         ((self._keys.devices(bucket), self._keys.long_devices(bucket)), ()) for bucket in batch

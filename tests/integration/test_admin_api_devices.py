@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -269,6 +270,51 @@ async def test_devices_are_found_by_tag_in_lists_and_exports(admin: Admin) -> No
         exported = (await admin.api.get(f"/devices-export?{query}")).content.splitlines()
         assert {entry["identifier"] for entry in listed} == names
         assert {json.loads(line)["identifier"] for line in exported} == names
+
+
+# ---- counts of versions
+
+
+async def test_versions_are_counted_per_type_and_attribute(admin: Admin) -> None:
+    await admin.create_type(version_attributes=["version", "mcu"])
+    await admin.create_type("B")
+    lines = [
+        {
+            "identifier": f"d{n}" if n % 7 else f"{n:0>70}",
+            "type": "B" if n % 10 == 0 else "DU",
+            "versions": {} if n % 9 == 0 else {"version": f"1.{n % 3}" if n % 11 else "1.0-" + "x" * 100},
+            "tags": ["a"] if n % 2 else [],
+        }
+        for n in range(200)
+    ]
+    body = "\n".join(map(json.dumps, lines))
+    checked(await admin.api.post("/devices-import", content=body, headers=NDJSON), 200)
+    ours = [line for line in lines if line["type"] == "DU"]
+    counted = Counter(line["versions"].get("version") for line in ours if isinstance(line["versions"], dict))
+    without = counted.pop(None)
+    answer = checked(await admin.api.get("/device-types/DU/versions"), 200)
+    assert {entry["version"]: entry["devices"] for entry in answer["versions"]} == counted
+    counts = [entry["devices"] for entry in answer["versions"]]
+    assert counts == sorted(counts, reverse=True)
+    assert (answer["device_type"], answer["attribute"]) == ("DU", "version")
+    assert (answer["devices"], answer["without"], answer["other"], answer["unreadable"]) == (len(ours), without, 0, 0)
+    first = checked(await admin.api.get("/device-types/DU/versions?limit=1"), 200)
+    assert first["versions"] == answer["versions"][:1]
+    assert first["other"] == len(ours) - without - counts[0]
+    none = checked(await admin.api.get("/device-types/DU/versions?attribute=mcu"), 200)
+    assert (none["devices"], none["without"], none["versions"]) == (len(ours), len(ours), [])
+
+
+async def test_a_module_stands_for_the_attribute_of_its_rule(admin: Admin) -> None:
+    await admin.create_type(version_attributes=["version", "gps_version"])
+    rule = {"device_type": "DU", "event": "gpsCheck", "version_attribute": "gps_version", "module": "gps"}
+    checked(await admin.api.post("/rules", json=rule), 201)
+    answer = checked(await admin.api.get("/device-types/DU/versions?module=gps"), 200)
+    assert answer["attribute"] == "gps_version"
+    assert answer["versions"] == []
+    for query in ("module=radio", "attribute=none", "limit=0", "limit=1001", "colour=1"):
+        problem(await admin.api.get(f"/device-types/DU/versions?{query}"), 422)
+    problem(await admin.api.get("/device-types/none/versions"), 404)
 
 
 # ---- import and export
