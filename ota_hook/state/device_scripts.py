@@ -233,9 +233,14 @@ return {gone > 0 and 1 or 0, cancelled}
 
 SCAN: Final = Script(
     """
-local compact, long = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])
-if #compact + #long == 0 then return false end
-return cmsgpack.pack(compact, long)
+local blobs = {}
+for i = 1, #KEYS, 2 do
+  local compact, long = redis.call('HGETALL', KEYS[i]), redis.call('HGETALL', KEYS[i + 1])
+  blobs[#blobs + 1] = #compact + #long > 0 and cmsgpack.pack(compact, long) or ''
+end
+return blobs
 """
 )
-"""KEYS are the compact and the long hash of a bucket; nothing for an empty one. See records.unpack_bucket."""
+"""KEYS are the compact and the long hash of each bucket; per bucket a blob (see records.unpack_bucket), '' where there
+is no device.
+"""

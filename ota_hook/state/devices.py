@@ -15,9 +15,12 @@ its next report mends it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
+import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -26,7 +29,7 @@ from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState
 from ota_hook.ports import ANY_DEVICE, ExpectedDevice, Report, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined
+from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
 from ota_hook.state.device_scripts import CREATE, DELETE, LOAD, PATCH, PUT, SCAN
 from ota_hook.state.durability import DurableWriter
@@ -39,10 +42,11 @@ DEFAULT_REFRESH_MS: Final = 3_600_000
 
 _LOAD_BATCH: Final = 500
 _SCAN_BATCH: Final = 64
-"""Buckets per round trip of a scan. Redis reads some at once, and device messages wait so long: a millisecond where
-there is a million devices.
+"""Buckets per round trip of a scan, and the next are asked for ahead. Redis reads them at once, and device messages
+wait so long: a millisecond or two where there is a million devices.
 """
-
+_KEYS_A_SCRIPT: Final = 32
+"""Of a scan: two a bucket."""
 _EVERY_TYPE: Final = b"*"
 _CURSOR_DIGITS: Final = 8
 
@@ -185,18 +189,39 @@ class RedisDevices:
 
     async def _buckets(self, first: int) -> AsyncGenerator[tuple[int, bytes]]:
         """The number and the blob of each bucket with devices, from `first` on."""
-        pattern = self._keys.devices_pattern()
         with redis_errors("reading devices"):
-            batches = batches_of_buckets(self._redis, self._keys, pattern, first=first, largest=_SCAN_BATCH)
+            async with aclosing(self._read_ahead(first)) as batches:
+                async for batch, reading in batches:
+                    for bucket, blob in zip(batch, await reading, strict=True):
+                        if blob:
+                            yield bucket, blob
+
+    async def _read_ahead(self, first: int) -> AsyncGenerator[tuple[list[int], asyncio.Task[list[bytes]]]]:
+        """Batches of buckets with their blobs to come; the next batch is asked for before one is looked at."""
+        pattern = self._keys.devices_pattern()
+        batches = batches_of_buckets(self._redis, self._keys, pattern, first=first, largest=_SCAN_BATCH)
+        under_way: deque[tuple[list[int], asyncio.Task[list[bytes]]]] = deque()
+        try:
             async with aclosing(batches):
                 async for batch in batches:
-                    calls: list[Call] = [
-                        ((self._keys.devices(bucket), self._keys.long_devices(bucket)), ()) for bucket in batch
-                    ]
-                    blobs, _ = await run_pipelined(self._redis, SCAN, calls)
-                    for bucket, blob in zip(batch, blobs, strict=True):
-                        if blob is not None:
-                            yield bucket, blob
+                    under_way.append((batch, asyncio.create_task(self._read_buckets(batch))))
+                    if len(under_way) == 2:
+                        yield under_way.popleft()
+            for batch_and_reading in under_way:
+                yield batch_and_reading
+        finally:
+            for _, reading in under_way:
+                reading.cancel()
+            await asyncio.gather(*(reading for _, reading in under_way), return_exceptions=True)
+
+    async def _read_buckets(self, buckets: Sequence[int]) -> list[bytes]:
+        """Their blobs. Buckets that follow each other and may share a script do."""
+        calls: list[Call] = []
+        for _, group in itertools.groupby(buckets, lambda bucket: slot_of(self._redis, self._keys.devices(bucket))):
+            keys = [key for bucket in group for key in (self._keys.devices(bucket), self._keys.long_devices(bucket))]
+            calls += ((keys[at : at + _KEYS_A_SCRIPT], ()) for at in range(0, len(keys), _KEYS_A_SCRIPT))
+        found, _ = await run_pipelined(self._redis, SCAN, calls)
+        return list(itertools.chain.from_iterable(found))
 
     def _touched(self, identifier: str) -> tuple[str, str, str]:
         bucket = self._keys.bucket_of(identifier)

@@ -251,11 +251,9 @@ def test_tags_are_given_shown_and_taken_away(operator: Operator) -> None:
 
 def test_versions_are_counted_in_a_table_with_bars(operator: Operator) -> None:
     operator.run("types", "put", "counted")
-    lines = "".join(
-        f'{{"identifier": "counted {n}", "type": "counted", "versions": {{"version": "{"2.0" if n < 30 else f"1.{n}"}"}}}}\n'
-        for n in range(40)
-    )
-    operator.run("devices", "import", "-", stdin=lines)
+    lines = [f"counted {n},counted,{'2.0' if n < 30 else f'1.{n}'}\n" for n in range(40)]
+    fleet = "identifier,type,versions.version\n" + "".join(lines)
+    operator.run("devices", "import", "-", "--format", "csv", stdin=fleet)
     operator.run("devices", "put", "silent", "--type", "counted")
     done = operator.run("types", "versions", "counted", "--limit", "2")
     rows = [line.split() for line in done.stdout.splitlines()]
