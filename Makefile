@@ -1,7 +1,7 @@
 # Bare `make` lists the targets. Each brings what it needs; run twice, nothing is done twice.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo serve test test-failover test-nightly fuzz bench lint format lock clean
+.PHONY: help build demo serve test test-nightly fuzz bench lint format lock clean
 MAKEFLAGS += --no-print-directory
 
 # The first Python >= 3.11 that runs.
@@ -22,11 +22,8 @@ demo: build ## a whole fleet upgrading on this machine (DEMO_ARGS="--once --json
 serve: build ## the service on its defaults (SERVE_ARGS="--standin" brings a broker)
 	@$(BIN)/ota-hook serve $(SERVE_ARGS)
 
-test: build ## every test but the failovers (TEST_ARGS="-k name" for some)
+test: build ## every test that a fresh machine can run (TEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(TEST_ARGS)
-
-test-failover: build ## Redis failovers with real servers; on a quiet machine
-	@$(BIN)/python -m pytest -m failover $(TEST_ARGS)
 
 test-nightly: build ## the property tests with 100,000 examples each; takes an hour
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property --timeout=0 $(TEST_ARGS)

@@ -1,10 +1,12 @@
 """What one ExHook call costs where the answer is constant: the transport, and nothing else.
 
-    python -m benchmarks.exhook_call [--calls 300000] [--grpcio-calls 20000] [--rounds 3] [--streams 8 32] [--callgrind]
+    python -m benchmarks.exhook_call [--calls 300000] [--grpcio-calls 20000] [--go-calls 100000] [--rounds 3]
+                                     [--streams 8 32] [--callgrind]
 
-A publish of 64 bytes on a topic that is no device's, asked as EMQX asks, is answered with IGNORE by three servers in
-turn: `ota-hook hook` on its compiled session, the same provider on grpcio, and benchmarks/bare_server.c, which does
-HTTP/2 in C and nothing more. h2load makes the calls. Each server is a process of its own and may use every core, as a
+A publish of 64 bytes on a topic that is no device's, asked as EMQX asks, is answered with IGNORE by four servers in
+turn: `ota-hook hook` on its compiled session, the same provider on grpcio, benchmarks/bare_server.c, which does
+HTTP/2 in C and nothing more, and benchmarks/go_server.go, which does gRPC in Go and nothing more (where Go is
+installed). h2load makes the calls. Each server is a process of its own and may use every core, as a
 user runs it (`--pin` keeps it on one: grpcio, which has threads, is cheaper so); CPU is what the system's books say of
 that process. The answers are looked at through a real gRPC client first. The more calls are under way, the more of them
 share one read and one write.
@@ -29,7 +31,7 @@ from pathlib import Path
 
 from benchmarks.broker_calls import IGNORE, PATH, publish_request
 from benchmarks.deployment import Hook, OwnRedis, broker_of, populate, run_hook, run_redis
-from benchmarks.load import compile_c
+from benchmarks.load import compile_c, compile_go
 from benchmarks.surroundings import LOAD_CORE, SERVER_CORE, Usage, describe, farewell, on_core, say, use_every_core
 
 TOPIC = "sensors/DU_000000000001/temperature"
@@ -111,7 +113,7 @@ def look_at_answers(name: str, server: Hook) -> None:
 
 
 @contextlib.contextmanager
-def run_bare(program: Path, under: tuple[str, ...] = ()) -> Iterator[Hook]:
+def run_constant(program: Path, under: tuple[str, ...] = ()) -> Iterator[Hook]:
     command = on_core(SERVER_CORE, [*under, str(program), "0", IGNORE.hex()])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
@@ -124,29 +126,36 @@ def run_bare(program: Path, under: tuple[str, ...] = ()) -> Iterator[Hook]:
 
 
 class Servers:
-    """Starts each of the three by its name; one at a time."""
+    """Starts each by its name."""
 
     def __init__(self, redis: OwnRedis, folder: Path) -> None:
         self._redis = redis
         self._folder = folder
         self._bare = compile_c("bare_server", folder)
+        self._go = compile_go("go_server", folder)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return SERVERS if self._go is None else (*SERVERS, "Go")
 
     def run(self, name: str, *, under: tuple[str, ...] = ()) -> contextlib.AbstractContextManager[Hook]:
         if name == "bare C":
-            return run_bare(self._bare, under)
+            return run_constant(self._bare, under)
+        if name == "Go" and self._go is not None:
+            return run_constant(self._go)
         return run_hook(self._redis, self._folder, prefix=_PREFIX, transport=name, under=under)
 
 
 def time_all(servers: Servers, loads: list[H2load], calls_of: Callable[[str], int], rounds: int) -> None:
-    """All three stand ready and take turns, so that what else the machine does meets each of them."""
+    """All stand ready and take turns, so that what else the machine does meets each of them."""
     with contextlib.ExitStack() as stack:
-        ready = {name: stack.enter_context(servers.run(name)) for name in SERVERS}
+        ready = {name: stack.enter_context(servers.run(name)) for name in servers.names}
         for name, server in ready.items():
             look_at_answers(name, server)
         for load in loads:
             say()
             say(f"{load.connections} connections × {load.streams} calls under way:")
-            measured: dict[str, list[Measured]] = {name: [] for name in SERVERS}
+            measured: dict[str, list[Measured]] = {name: [] for name in ready}
             for name, server in ready.items():
                 measure(load, server, calls_of(name) // 10)
             for _ in range(rounds):
@@ -157,14 +166,19 @@ def time_all(servers: Servers, loads: list[H2load], calls_of: Callable[[str], in
 
 
 def summarise(measured: dict[str, list[Measured]]) -> None:
-    native, grpcio, bare = (statistics.median(run.cpu_us for run in measured[name]) for name in SERVERS)
-    say(f"  medians, CPU per call: native {native:.2f} µs, grpcio {grpcio:.2f} µs, bare C {bare:.2f} µs")
-    say(f"  grpcio / native   {grpcio / native:6.1f}   goal ≥ 40")
-    say(f"  native / bare C   {native / bare:6.2f}   goal ≤ 2")
+    cpu_us = {name: statistics.median(run.cpu_us for run in runs) for name, runs in measured.items()}
+    say(f"  medians, CPU per call: {', '.join(f'{name} {median:.2f} µs' for name, median in cpu_us.items())}")
+    say(f"  grpcio / native   {cpu_us['grpcio'] / cpu_us['native']:6.1f}   goal ≥ 40")
+    say(f"  native / bare C   {cpu_us['native'] / cpu_us['bare C']:6.2f}   goal ≤ 2")
+    if "Go" in cpu_us:
+        say(f"  Go / native       {cpu_us['Go'] / cpu_us['native']:6.1f}   goal ≥ 4")
 
 
 def count_all(servers: Servers, load: H2load, folder: Path) -> None:
-    """Instructions per call: counters are set to zero behind a first run, and written behind a second."""
+    """Instructions per call: counters are set to zero behind a first run, and written behind a second.
+
+    Not Go's: valgrind does not run it well.
+    """
     counted: dict[str, float] = {}
     for name in SERVERS:
         out = folder / "callgrind.out"
@@ -194,7 +208,8 @@ def _control(option: str, server: Hook) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=300_000, help="per round")
-    parser.add_argument("--grpcio-calls", type=int, default=20_000, help="per round of the slow one")
+    parser.add_argument("--grpcio-calls", type=int, default=20_000, help="per round of the slowest")
+    parser.add_argument("--go-calls", type=int, default=100_000, help="per round of Go")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32], help="calls under way per connection")
@@ -225,7 +240,7 @@ def main() -> None:
             if options.callgrind:
                 count_all(servers, loads[0], folder)
             else:
-                calls = {"grpcio": options.grpcio_calls}
+                calls = {"grpcio": options.grpcio_calls, "Go": options.go_calls}
                 time_all(servers, loads, lambda name: calls.get(name, options.calls), options.rounds)
     farewell()
 

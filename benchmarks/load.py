@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from benchmarks.broker_calls import PATH
-from benchmarks.surroundings import LOAD_CORE, ROOT, on_core
+from benchmarks.surroundings import LOAD_CORE, ROOT, on_core, say
+
+_GO_PACKAGES: Final = Path("/usr/share/gocode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,18 @@ def compile_c(name: str, folder: Path, *, libraries: tuple[str, ...] = ()) -> Pa
     source = ROOT / "benchmarks" / f"{name}.c"
     compiler = shlex.split(os.environ.get("CC", "cc"))
     subprocess.run([*compiler, "-O2", "-o", program, source, *shlex.split(flags), *libraries], check=True)  # noqa: S603
+    return program
+
+
+def compile_go(name: str, folder: Path) -> Path | None:
+    """A Go program of this folder, built offline on Debian's packages; None, and a line, where they are missing."""
+    if shutil.which("go") is None or not (_GO_PACKAGES / "src/google.golang.org/grpc").is_dir():
+        say("Go is left out; to have it: apt-get install -y golang-go golang-google-grpc-dev")
+        return None
+    program = folder / name
+    places = {"GO111MODULE": "off", "GOPATH": str(_GO_PACKAGES), "GOCACHE": str(folder / "go-cache")}
+    command = ["go", "build", "-o", str(program), str(ROOT / "benchmarks" / f"{name}.go")]
+    subprocess.run(command, check=True, env=os.environ | places)  # noqa: S603
     return program
 
 

@@ -428,7 +428,9 @@ cdef Span _joined(object tags, list keep) except *:
     """Tags as packed devices have them."""
     cdef Span span
     if tags:
-        return span_of(" ".join(tags), keep)
+        joined = " ".join(tags)
+        keep.append(joined)  # the span points into it
+        return span_of(joined, keep)
     span.data = NULL
     span.size = 0
     return span

@@ -88,6 +88,11 @@ class Template:
         return "/".join(values[text] if placeholder else text for placeholder, text in self.levels)
 
     @property
+    def lead(self) -> str:
+        """What every topic of it begins with: all before its first placeholder."""
+        return self.topic_filter.partition("+")[0]
+
+    @property
     def around_device(self) -> tuple[str, str] | None:
         """What stands before and behind the device, where the template names nothing else; else None."""
         if [text for is_placeholder, text in self.levels if is_placeholder] != ["device"]:
@@ -113,14 +118,18 @@ class Address(NamedTuple):
 
 
 class Dialect:
-    """A family of topic templates."""
+    """A family of topic templates.
 
-    __slots__ = ("_around", "_around_command", "_hooked", "name", "templates")
+    A topic that begins with none of `leads` is not ours: most need no closer look.
+    """
+
+    __slots__ = ("_around", "_around_command", "_hooked", "leads", "name", "templates")
 
     def __init__(self, name: str, templates: Mapping[Channel, Template]) -> None:
         self.name = name
         self.templates = templates
         self._hooked = tuple((channel, templates[channel]) for channel in HOOKED_CHANNELS)
+        self.leads = tuple(template.lead for _, template in self._hooked)
         self._around_command = templates[Channel.COMMAND_SEND].around_device
         # Most dialects name nothing but the device: then a topic is what its connection may say, or it is not.
         self._around = tuple(

@@ -172,12 +172,15 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_read = self._listener.loop.time()
-        take, session = self._listener.provider.take, self.session
-        for call in session.receive(data):
+        session = self.session
+        calls = session.receive(data)
+        if calls:
             self._served = True
-            answer = take(call.route, call.message, self._respond, call)
-            if answer is not None:
-                session.respond(call, answer)
+            take, answer_now, answer_later = self._listener.provider.take, session.respond, self._respond
+            for call in calls:
+                answer = take(call.route, call.message, answer_later, call)
+                if answer is not None:
+                    answer_now(call, answer)
         self._schedule()
 
     def eof_received(self) -> bool:

@@ -111,6 +111,7 @@ class HookProvider:
     ) -> None:
         self._options = options
         self._dialect = options.dialect
+        self._leads = options.dialect.leads
         self._by_username = options.identity == "username"
         self._snapshots = snapshots
         self._devices = devices
@@ -118,6 +119,7 @@ class HookProvider:
         self._command_ids = command_ids
         self._publisher = publisher
         self._metrics = metrics
+        self._calls = metrics.calls
         self._clock_ms = clock_ms
         self._log = structlog.get_logger("ota_hook.provider")
         self._sampled = _Sampler()
@@ -132,7 +134,7 @@ class HookProvider:
         Returns the answer where it is there at once. Else None, and `respond(call, answer)` is called once, within the
         budget. Never raises.
         """
-        self._metrics.calls[method] += 1
+        self._calls[method] += 1
         if method == "OnMessagePublish":
             return self._on_publish(request, respond, call)
         if method == "OnProviderLoaded":
@@ -183,11 +185,13 @@ class HookProvider:
         if publish is None:
             self._metrics.bad_messages["not_protobuf"] += 1
             return IGNORE
-        identity = publish.username if self._by_username else publish.clientid
+        topic = publish.topic
+        if not topic.startswith(self._leads):
+            return IGNORE
+        clientid, username = publish.clientid, publish.username
+        identity = username if self._by_username else clientid
         try:
-            address = self._dialect.recognise(
-                publish.topic, identity=identity, clientid=publish.clientid, username=publish.username
-            )
+            address = self._dialect.recognise(topic, identity=identity, clientid=clientid, username=username)
             if address is None:
                 return IGNORE
             if len(publish.payload) > self._options.payload_bytes:
@@ -198,7 +202,7 @@ class HookProvider:
         except BadMessage as exc:
             self._metrics.bad_messages[exc.reason] += 1
             if self._sampled.take(exc.reason):
-                self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=publish.topic[:256])
+                self._log.warning("bad_message", reason=exc.reason, device=identity[:128], topic=topic[:256])
         except Exception:  # noqa: BLE001 - logged there
             self._note_fault()
         return IGNORE

@@ -102,19 +102,19 @@ class PipeSet:
             self._moved.clear()
             try:
                 await self._primaries.refresh()
-            except (RedisError, OSError) as exc:
-                _log.warning("primaries_unknown", problem=str(exc))
-                continue
-            await self._adopt()
+                await self._adopt()
+            except Exception as exc:  # noqa: BLE001 - whatever a node says, the looking must go on
+                unforeseen = not isinstance(exc, RedisError | OSError)
+                _log.warning("primaries_unknown", problem=str(exc), exc_info=unforeseen)
             await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _adopt(self) -> None:
         """Have a pipe for each primary that the slots name, and none for others."""
         ranges = list(self._primaries.slots())
         wanted = {found.address for found in ranges}
-        for address in wanted - self._by_address.keys():
-            self._by_address[address] = self._new_pipe(address)
-            await self._by_address[address].start()
+        new = {address: self._new_pipe(address) for address in wanted - self._by_address.keys()}
+        self._by_address |= new
+        await asyncio.gather(*(pipe.start() for pipe in new.values()))
         self._firsts = [found.first for found in ranges]
         self._lasts = [found.last for found in ranges]
         self._ranges = [self._by_address[found.address] for found in ranges]

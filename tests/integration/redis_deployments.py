@@ -103,10 +103,10 @@ async def served(deployment: AbstractContextManager[_Running]) -> AsyncIterator[
 
 @contextmanager
 def redis_cluster(folder: Path) -> Iterator[Deployment]:
-    """Three primaries with one replica each; a primary that falls silent is replaced after three seconds or so."""
+    """Three primaries with one replica each; a primary that falls silent is replaced after four seconds or so."""
     with ExitStack() as stack:
         options = [
-            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1500"),
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "2500"),
             *("--cluster-replica-validity-factor", "0", "--cluster-require-full-coverage", "no", *_QUICK_SYNC),
         ]
         servers = [_start(stack, folder / str(number), options) for number in range(6)]
@@ -130,7 +130,7 @@ def redis_cluster(folder: Path) -> Iterator[Deployment]:
 
 
 @contextmanager
-def watched_redis(folder: Path, *, replicas: int = 2, down_after_ms: int = 1_000) -> Iterator[Deployment]:
+def watched_redis(folder: Path, *, replicas: int = 2, down_after_ms: int = 2_000) -> Iterator[Deployment]:
     """One primary with replicas, watched by three Sentinels."""
     with ExitStack() as stack:
         primary = _start(stack, folder / "0", list(_QUICK_SYNC))

@@ -1,6 +1,7 @@
 """What is written, lost and resumed when a primary dies, hangs or is demoted, behind Sentinels and in a Cluster.
 
-"Replicated" is what a writer with `replicas=1` was told: of that nothing may be missing afterwards.
+"Replicated" is what a writer was told that waits for every replica: of that nothing may be missing afterwards. (What
+only one of two has is lost where the other is elected.)
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from redis.exceptions import ReadOnlyError
@@ -30,10 +32,11 @@ from ota_hook.state.routing import RoutedRedis
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
 from tests.integration.waiting import eventually
 
-pytestmark = pytest.mark.failover
-
 TYPE = DeviceType(key="tracker", name="Tracker", revision=0)
-TIMEOUT_SECONDS = 1.0
+TIMEOUT_SECONDS = 2.0
+CONFIRMED_WITHIN_MS = 1_500
+ELECTED_WITHIN_S = 40.0
+"""Three seconds or so; Sentinels that were held up themselves first wait for thirty."""
 RESUMED_WITHIN_S = 5.0
 """After the replica became primary by its own account; a Cluster's new primary then still waits for a replica."""
 
@@ -44,6 +47,7 @@ class Process:
 
     redis: RedisClient
     keys: Keys
+    writer: DurableWriter
     catalogue: RedisCatalogue
     devices: RedisDevices
     counted: int = 0
@@ -51,6 +55,10 @@ class Process:
     rules: list[str] = field(default_factory=list)
     put: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+
+    def wait_for_replicas(self, count: int) -> None:
+        """Have as many confirm each write from now on."""
+        self.writer._replicas = count
 
     async def change(self, number: int) -> None:
         """One catalogue change that adds a rule and counts itself."""
@@ -82,16 +90,16 @@ class Process:
 
 
 @asynccontextmanager
-async def process_of(url: str, prefix: str) -> AsyncIterator[Process]:
+async def process_of(url: str, prefix: str, *, replicas: int = 1) -> AsyncIterator[Process]:
     async with AsyncExitStack() as stack:
         redis = connect_redis(url, timeout_seconds=TIMEOUT_SECONDS)
         stack.push_async_callback(redis.aclose)
         keys = await open_layout(redis, prefix=prefix, buckets=64)
-        writer = DurableWriter(redis, replicas=1, wait_ms=500)
+        writer = DurableWriter(redis, replicas=replicas, wait_ms=CONFIRMED_WITHIN_MS)
         catalogue = RedisCatalogue(redis, keys, writer=writer)
         await catalogue.start()
         stack.push_async_callback(catalogue.close)
-        yield Process(redis, keys, catalogue, RedisDevices(redis, keys, writer=writer))
+        yield Process(redis, keys, writer, catalogue, RedisDevices(redis, keys, writer=writer))
 
 
 @asynccontextmanager
@@ -129,12 +137,13 @@ async def replacement_of(primary: Server, replicas: Sequence[Server]) -> Server:
         found[:] = [server for server in others if server.info("replication")["role"] == "master"]
         return bool(found)
 
-    await eventually(took_over, within_s=25, what="the election")
+    await eventually(took_over, within_s=ELECTED_WITHIN_S, what="the election")
     return found[0]
 
 
 async def check_that_nothing_replicated_is_missing(process: Process, url: str) -> None:
-    async with process_of(url, process.keys.prefix) as fresh:
+    async with AsyncExitStack() as stack:
+        fresh = await started(stack, url, process.keys.prefix)
         snapshot = fresh.catalogue.current
         assert set(process.rules) <= snapshot.rules.keys()
         # Each change counted itself once: those that were confirmed, and at most those that were not.
@@ -142,6 +151,19 @@ async def check_that_nothing_replicated_is_missing(process: Process, url: str) -
         assert len(snapshot.rules) == snapshot.types[TYPE.key].revision
         stored = {state.identifier async for state in fresh.devices.scan_devices()}
         assert set(process.put) <= stored <= {*process.put, *process.refused}
+
+
+async def started(stack: AsyncExitStack, url: str, prefix: str) -> Process:
+    """A new process, started again where it ends because Redis is not there yet, as a machine's supervisor would."""
+    found: list[Process] = []
+
+    async def starts() -> bool:
+        with suppress(DependencyError):
+            found.append(await stack.enter_async_context(process_of(url, prefix)))
+        return bool(found)
+
+    await eventually(starts, within_s=RESUMED_WITHIN_S, what="the start of a process")
+    return found[0]
 
 
 async def begin(process: Process) -> None:
@@ -174,7 +196,11 @@ async def test_a_cluster_primary_that_is_killed_is_replaced_and_nothing_replicat
             await eventually(lambda: reader.catalogue.healthy, within_s=RESUMED_WITHIN_S, what="the refresh")
             # Devices of the other two primaries were written all the time.
             assert len(writer.put) > died_with
-        await eventually(lambda: reader.catalogue.current.revision == writer.catalogue.current.revision)
+        await eventually(
+            lambda: reader.catalogue.current.revision == writer.catalogue.current.revision,
+            within_s=RESUMED_WITHIN_S,
+            what="the reader's return",
+        )
         await check_that_nothing_replicated_is_missing(writer, cluster.url)
 
 
@@ -197,7 +223,7 @@ async def test_while_one_cluster_primary_is_dead_the_others_serve(tmp_path: Path
                 took.append(time.monotonic() - started)
         assert set(process.put) == {name for name in names if holders[name] is not victim}
         assert 10 < len(took) < 60
-        assert sum(took) / len(took) < 0.1
+        assert median(took) < 0.1
 
 
 async def test_a_primary_behind_sentinels_that_is_killed_is_replaced_and_nothing_replicated_is_lost(
@@ -205,7 +231,7 @@ async def test_a_primary_behind_sentinels_that_is_killed_is_replaced_and_nothing
 ) -> None:
     async with (
         served(watched_redis(tmp_path)) as watched,
-        process_of(watched.url, "ota") as writer,
+        process_of(watched.url, "ota", replicas=2) as writer,
         process_of(watched.url, "ota") as reader,
     ):
         await begin(writer)
@@ -215,17 +241,22 @@ async def test_a_primary_behind_sentinels_that_is_killed_is_replaced_and_nothing
             watched.sentinels[0].kill()  # the first that the URL names; two are enough
             victim.kill()
             await replacement_of(victim, watched.servers)
+            writer.wait_for_replicas(1)  # there is one left
             before = writer.counted
             await eventually(lambda: writer.counted > before, within_s=RESUMED_WITHIN_S, what="the first change")
             await eventually(lambda: writer.counted > before + 30, within_s=10, what="thirty more changes")
-        await eventually(lambda: reader.catalogue.current.revision == writer.catalogue.current.revision)
+        await eventually(
+            lambda: reader.catalogue.current.revision == writer.catalogue.current.revision,
+            within_s=RESUMED_WITHIN_S,
+            what="the reader's return",
+        )
         await check_that_nothing_replicated_is_missing(writer, watched.url)
 
 
 async def test_a_primary_behind_sentinels_that_hangs_is_left_and_does_not_come_between_when_it_wakes(
     tmp_path: Path,
 ) -> None:
-    async with served(watched_redis(tmp_path)) as watched, process_of(watched.url, "ota") as writer:
+    async with served(watched_redis(tmp_path)) as watched, process_of(watched.url, "ota", replicas=2) as writer:
         await begin(writer)
         victim = await primary_with(writer, watched, writer.keys.meta)
         async with repeating(writer.change):
@@ -233,6 +264,7 @@ async def test_a_primary_behind_sentinels_that_hangs_is_left_and_does_not_come_b
             victim.stall()
             try:
                 new = await replacement_of(victim, watched.servers)
+                writer.wait_for_replicas(1)  # there is one left
                 before = writer.counted
                 await eventually(lambda: writer.counted > before + 10, within_s=10, what="ten more changes")
             finally:

@@ -45,6 +45,28 @@ def test_the_hook_asks_for_reports_and_events_and_nothing_else() -> None:
     assert built_in("typed").topic_filters == ("+/+/attributes", "+/+/event_report")
 
 
+MOUNTED = {
+    "attributes": "dev/{clientid}/attributes/{u}",
+    "event_report": "dev/{clientid}/event_report/{u}",
+    "command_send": "dev/{clientid}/command_send/{u}",
+}
+
+
+@pytest.mark.parametrize(
+    ("templates", "leads"),
+    [
+        (BUILT_IN_DIALECTS["eztcloud"], ("attributes/", "event_report/")),
+        (BUILT_IN_DIALECTS["typed"], ("", "")),
+        (MOUNTED, ("dev/", "dev/")),
+        ({**MOUNTED, "attributes": "{u}/attributes"}, ("", "dev/")),
+    ],
+)
+def test_a_lead_is_all_that_stands_before_the_first_placeholder(
+    templates: dict[str, str], leads: tuple[str, ...]
+) -> None:
+    assert parse_dialect("some", templates).leads == leads
+
+
 def test_a_topic_with_the_connections_identity_is_recognised() -> None:
     address = built_in("eztcloud").recognise(
         "event_report/DU_7VFGiJjjv8QoS", identity="DU_7VFGiJjjv8QoS", clientid="c", username="DU_7VFGiJjjv8QoS"
@@ -81,14 +103,7 @@ def test_an_identity_that_can_not_be_a_device_is_refused(identity: str) -> None:
 
 
 def test_a_listeners_mountpoint_is_part_of_the_topic_and_of_the_answer() -> None:
-    dialect = parse_dialect(
-        "mounted",
-        {
-            "attributes": "dev/{clientid}/attributes/{u}",
-            "event_report": "dev/{clientid}/event_report/{u}",
-            "command_send": "dev/{clientid}/command_send/{u}",
-        },
-    )
+    dialect = parse_dialect("mounted", MOUNTED)
     assert dialect.topic_filters[1] == "dev/+/event_report/+"
     address = dialect.recognise("dev/M/event_report/d1", identity="d1", clientid="M", username="d1")
     assert address is not None
