@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -25,8 +25,12 @@ LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body, for so long, is read after it was answered."""
 
 NDJSON: Final = "application/x-ndjson"
+CSV: Final = "text/csv"
 _NDJSON_TYPES: Final = (NDJSON, "application/ndjson", "application/jsonl")
-_NO_QUALITY: Final = re.compile(r"q\s*=\s*0(?:\.0{0,3})?")
+_QUALITY: Final = re.compile(r"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
+_CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
+_LINES_AT_ONCE: Final = 500
+"""A few milliseconds' worth of parsing."""
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 
 
@@ -95,18 +99,26 @@ async def stream_body(request: Request) -> AsyncIterator[bytes]:
 
 
 async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
-    """The numbered lines (from 1) of an NDJSON body, empty ones left out. A line over 64 KiB is an InputError."""
+    """The numbered lines (from 1) of a body, empty ones left out. A line over 64 KiB is an InputError."""
+    async for lines in read_line_slices(request):
+        for number_and_line in lines:
+            yield number_and_line
+
+
+async def read_line_slices(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """`read_lines`, up to 500 lines at a time; others get their turn between two slices."""
     number = 0
     rest = b""
     async for chunk in stream_body(request):
         *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            if line.strip():
-                yield number, _short_enough(line, number)
-        _short_enough(rest, number + 1)
+        _short_enough(rest, number + len(lines) + 1)
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            some = lines[start : start + _LINES_AT_ONCE]
+            yield [(n, _short_enough(line, n)) for n, line in enumerate(some, number + 1) if line.strip()]
+            number += len(some)
+            await asyncio.sleep(0)
     if rest.strip():
-        yield number + 1, rest
+        yield [(number + 1, rest)]
 
 
 def _short_enough(line: bytes, number: int) -> bytes:
@@ -117,33 +129,61 @@ def _short_enough(line: bytes, number: int) -> bytes:
 
 def require_ndjson_accepted(request: Request) -> None:
     """406 where the client says that it can't read NDJSON (RFC 9110 §12.5.1)."""
+    choose_accepted(request, (NDJSON,))
+
+
+def choose_accepted(request: Request, media_types: Sequence[str]) -> str:
+    """The media type that the client likes best, of equals the first; 406 where it can read none (RFC 9110 §12.5.1)."""
     given = ",".join(request.headers.getlist("accept"))
     if not given.strip(" ,"):
-        return
+        return media_types[0]
     qualities = dict(_read_quality(entry) for entry in given.split(","))
-    # The most specific range counts.
-    for media_ranges in (_NDJSON_TYPES, ("application/*",), ("*/*",)):
+    best = max(media_types, key=lambda media_type: _quality_of(media_type, qualities))
+    if not _quality_of(best, qualities):
+        only = "alone" if len(media_types) == 1 else "only"
+        raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"This is available as {' or '.join(media_types)} {only}.")
+    return best
+
+
+def _quality_of(media_type: str, qualities: Mapping[str, float]) -> float:
+    """What the most specific range says of it."""
+    names = _NDJSON_TYPES if media_type == NDJSON else (media_type,)
+    for media_ranges in (names, (media_type.partition("/")[0] + "/*",), ("*/*",)):
         found = [qualities[media_range] for media_range in media_ranges if media_range in qualities]
         if found:
-            if any(found):
-                return
-            break
-    raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"This is available as {NDJSON} alone.")
+            return max(found)
+    return 0.0
 
 
-def _read_quality(entry: str) -> tuple[str, bool]:
-    """`Text/CSV; q=0.5` → `("text/csv", True)`; False where the quality is 0."""
+def _read_quality(entry: str) -> tuple[str, float]:
+    """`Text/CSV; q=0.5` → `("text/csv", 0.5)`; 1 where no quality is given that can be read."""
     media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
-    return media_range, not any(_NO_QUALITY.fullmatch(parameter) for parameter in parameters)
+    found = filter(None, map(_QUALITY.fullmatch, parameters))
+    return media_range, next((float(quality[1]) for quality in found), 1.0)
 
 
 def require_ndjson(request: Request) -> None:
     """415 unless the body is NDJSON."""
     media_type = media_type_of(request)
-    if media_type == "text/csv":
+    if media_type == CSV:
         raise unsupported_media_type("CSV is not available yet; send application/x-ndjson.")
     if media_type not in _NDJSON_TYPES:
         raise unsupported_media_type("The body must be application/x-ndjson: one JSON value a line.")
+
+
+def require_lines(request: Request) -> str:
+    """NDJSON or CSV, whichever the body is; 415 for any other, and for CSV in another encoding than UTF-8."""
+    media_type = media_type_of(request)
+    if media_type in _NDJSON_TYPES:
+        return NDJSON
+    if media_type != CSV:
+        raise unsupported_media_type(
+            "The body must be application/x-ndjson, one JSON object a line, or text/csv with a header line."
+        )
+    charset = _CHARSET.search(request.headers["content-type"])
+    if charset is not None and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
+        raise unsupported_media_type("CSV must be in UTF-8.")
+    return CSV
 
 
 class CloseUnread:

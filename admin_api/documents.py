@@ -30,6 +30,7 @@ from ota_hook.model import (
     DEFAULT_EVENT,
     DEFAULT_MODULE,
     DEFAULT_VERSION_ATTRIBUTE,
+    TAGS_MAX,
     CommandExtra,
     DeviceState,
     DeviceType,
@@ -86,11 +87,6 @@ def _not_available(what: str, refused: Collection[object] = ()) -> Callable[[obj
     return apply
 
 
-def _refuse_tags(value: object) -> object:
-    """An untagged device may say so."""
-    return value if value == [] else _not_available("Tags are")(value)
-
-
 Key = Annotated[str, _checked(check_key)]
 Name = Annotated[str, _checked(check_name)]
 Event = Annotated[str, _checked(check_event)]
@@ -108,8 +104,8 @@ Scheme = Annotated[
     BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
 ]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
-NoTags = Annotated[list[str] | None, Field(max_length=0), BeforeValidator(_refuse_tags)]
 Tag = Annotated[str, _checked(check_tag)]
+Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), _checked(check_distinct)]
 FirmwareTags = Annotated[list[Tag], Field(max_length=FIRMWARE_TAGS_MAX), _checked(check_distinct)]
 Percentage = Annotated[float, Field(ge=0, le=100), _checked(check_percentage)]
 SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]
@@ -196,6 +192,28 @@ def device_type_fields(device_type: DeviceType) -> dict[str, Any]:
     }
 
 
+class VersionCountOut(BaseModel):
+    """How many devices run a version."""
+
+    version: str
+    devices: int
+
+
+class VersionCountsOut(BaseModel):
+    """How many devices of a type run which version, the most common first. `devices` is how many there are of the type:
+    those of `versions`, those with a version that is not among them (`other`), and those `without` this attribute.
+    `unreadable` are records, of whatever type, that nothing can be made of.
+    """
+
+    device_type: str
+    attribute: str
+    devices: int
+    without: int
+    other: int
+    unreadable: int
+    versions: list[VersionCountOut]
+
+
 # ---- rules
 
 
@@ -263,12 +281,17 @@ def rule_fields(rule: Rule) -> dict[str, Any]:
 
 
 class DeviceFields(Document):
-    """What an operator sets of a device. `versions` left out keeps what the device reported."""
+    """What an operator sets of a device. `versions` left out keeps what the device reported; so do `tags`."""
 
     identifier: Identifier | None = None
     type: Key
     versions: Versions | None = None
-    tags: NoTags = None
+    tags: Tags | None = None
+
+    @property
+    def sorted_tags(self) -> tuple[str, ...] | None:
+        """As the store keeps them; None: nothing is said of them."""
+        return None if self.tags is None else tuple(sorted(self.tags))
 
 
 class NewDevice(DeviceFields):
@@ -278,12 +301,19 @@ class NewDevice(DeviceFields):
 
 
 class DevicePatch(Document):
-    """A merge patch of a device: a version that is null is forgotten, `versions` null forgets all."""
+    """A merge patch of a device: a version that is null is forgotten, `versions` null forgets all. `tags` are replaced
+    as a whole, null clears them.
+    """
 
     identifier: Identifier | None = None
     type: Key = ""
     versions: Annotated[dict[Attribute, Version | None], Field(max_length=VERSION_ATTRIBUTES_MAX)] | None = {}
-    tags: NoTags = None
+    tags: Tags | None = None
+
+    @property
+    def sorted_tags(self) -> tuple[str, ...] | None:
+        """As the store keeps them; None: the patch says nothing of them."""
+        return tuple(sorted(self.tags or ())) if "tags" in self.model_fields_set else None
 
 
 class DeviceOut(BaseModel):
@@ -307,7 +337,7 @@ class DeviceOut(BaseModel):
                 attribute: rfc3339(version.reported_at_ms) if version.reported_at_ms else None
                 for attribute, version in ordered.items()
             },
-            tags=[],
+            tags=list(device.tags),
             online=None,
         )
 

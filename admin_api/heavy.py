@@ -18,14 +18,18 @@ HEAVY_WAIT_S: Final = 10.0
 STALL_S: Final = 60.0
 """A client that takes nothing of its answer for so long gives its place up."""
 
-_STREAMS: Final = re.compile(rf"{API_PREFIX}/(devices-(import|export)|firmware/[^/]+/devices)")
+_STREAMS: Final = re.compile(
+    rf"{API_PREFIX}/(devices-(import|export)|firmware/[^/]+/devices|device-types/[^/]+/versions)"
+)
 _DEVICES: Final = f"{API_PREFIX}/devices"
+_FILTERS: Final = frozenset({"type", "tag"})
 
 
 class LimitHeavy:
     """ASGI: at most two heavy requests run at once; the next waits up to ten seconds and is then refused (503).
 
-    Heavy are imports, exports, device lists, and a page of the devices of one type, which may read all.
+    Heavy are imports, exports, device lists, counts of versions, and a page of the devices of one type or tag, which
+    may read all.
     """
 
     def __init__(
@@ -79,5 +83,5 @@ class LimitHeavy:
 def _is_heavy(scope: Scope) -> bool:
     path = scope["path"]
     if path == _DEVICES:
-        return scope["method"] == "GET" and "type" in QueryParams(scope["query_string"])
+        return scope["method"] == "GET" and not _FILTERS.isdisjoint(QueryParams(scope["query_string"]))
     return _STREAMS.fullmatch(path) is not None

@@ -79,7 +79,7 @@ def run_redis(folder: Path) -> Iterator[OwnRedis]:
     with (folder / "redis.log").open("wb") as log:
         process = subprocess.Popen(on_core(LOAD_CORE, [str(executable), *options]), stdout=log, stderr=log)  # noqa: S603
     try:
-        _wait_for_port(port, process)
+        wait_for_port(port, process)
         yield OwnRedis(port, process.pid, ".".join(map(str, version)), "appendonly yes, appendfsync everysec")
     finally:
         process.terminate()
@@ -234,7 +234,7 @@ def run_hook(
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)  # noqa: S603
     try:
         try:
-            _wait_for_port(port, process, seconds=_START_S * (10 if under else 1))
+            wait_for_port(port, process, seconds=_START_S * (10 if under else 1))
         except RuntimeError as exc:
             sys.exit(f"The hook did not start: {exc}\n{log_path.read_text()}")
         yield Hook(port, process.pid)
@@ -253,7 +253,8 @@ def broker_of(hook: Hook) -> Iterator[Emqx]:
         broker.close()
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float = _START_S) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float = _START_S) -> None:
+    """Return when it answers there; RuntimeError where it does not."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -33,6 +33,7 @@ Progress = Callable[[int], None]
 """Is told how many bytes went out so far; starts again from 0 where a cut upload is sent again."""
 
 PAGE_LIMIT: Final = 1000
+NDJSON: Final = "application/x-ndjson"
 _API_PREFIX: Final = "/api/v1"
 _CONNECT_S: Final = 5.0
 _STALL_S: Final = 60.0
@@ -42,7 +43,6 @@ _STORING_S: Final = 900.0
 _PAUSES_S: Final = (0.5, 2.0)
 """Before a request whose connection broke is sent again: twice, and long enough for a restart in between."""
 _FAULTS_TOLD: Final = 3
-_NDJSON: Final = "application/x-ndjson"
 _JSON: Final = "application/json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _PROBLEM: Final = "application/problem+json"
@@ -70,7 +70,7 @@ class ApiClient:
         self._token_source = token_source
         self._http = httpx.Client(
             base_url=self.base_url + _API_PREFIX,
-            headers={"Authorization": f"Bearer {token}", "Accept": f"{_JSON}, {_PROBLEM}, {_NDJSON}"},
+            headers={"Authorization": f"Bearer {token}", "Accept": f"{_JSON}, {_PROBLEM}, {NDJSON}"},
             timeout=httpx.Timeout(_STALL_S, connect=_CONNECT_S),
             mounts=_direct_mounts(urlsplit(self.base_url).hostname or ""),
         )
@@ -151,16 +151,19 @@ class ApiClient:
             )
         )
 
-    def send_lines(self, method: str, path: str, chunks: Iterable[bytes], **query: object) -> Document:
-        """Send NDJSON in chunks of any size and return the answer. It is not sent again where the connection breaks."""
-        headers = {"Content-Type": _NDJSON}
+    def send_lines(
+        self, method: str, path: str, chunks: Iterable[bytes], *, media_type: str = NDJSON, **query: object
+    ) -> Document:
+        """Send lines in chunks of any size and return the answer. Not sent again where the connection breaks."""
+        headers = {"Content-Type": media_type}
         response = self._ask(method, path, again=False, content=chunks, headers=headers, params=_given(query))
         return _read_document(response)
 
     @contextmanager
-    def receive_lines(self, path: str, **query: object) -> Iterator[Iterator[bytes]]:
-        """Receive NDJSON: chunks of any size, as they come. A stream that breaks off is a DependencyError."""
-        with self._errors(), self._http.stream("GET", path, params=_given(query)) as response:
+    def receive_lines(self, path: str, *, media_type: str = NDJSON, **query: object) -> Iterator[Iterator[bytes]]:
+        """Receive lines: chunks of any size, as they come. A stream that breaks off is a DependencyError."""
+        headers = {"Accept": f"{media_type}, {_PROBLEM}"}
+        with self._errors(), self._http.stream("GET", path, params=_given(query), headers=headers) as response:
             if not response.is_success:
                 response.read()
                 raise self._error_of(response)

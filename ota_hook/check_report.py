@@ -51,7 +51,7 @@ _SENTENCES: Final = {
 def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> CheckReport:
     """What a check of `module` by this device would be answered now. Changes nothing."""
     living = snapshot.living_firmware(device.device_type, module)
-    rule = _rule_for(snapshot, device.device_type, module)
+    rule = rule_for(snapshot, device.device_type, module)
     if rule is None:
         reports = tuple(_report(firmware, _refused(firmware, "no_rule"), None) for firmware in living)
         return CheckReport(rule=None, current_version=None, offer=None, reason="no_rule", firmware=reports)
@@ -84,7 +84,7 @@ def _refused(firmware: Firmware, reason: str) -> Explanation:
     return Explanation(firmware.id, chosen=False, reasons=(reason,))
 
 
-def _rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
+def rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
     """The rule by which a device asks for the module; of several events the first by name."""
     rules = (r for r in snapshot.rules.values() if r.enabled and (r.device_type, r.module) == (device_type, module))
     return min(rules, key=lambda rule: (rule.event, rule.id), default=None)

@@ -29,6 +29,11 @@ RuleArgument = Annotated[str, typer.Argument(metavar="ID", help="The rule's id."
 TypeFilter = Annotated[
     str | None, typer.Option("--type", metavar="KEY", help="Of this device type alone.", show_default=False)
 ]
+TagFilter = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With this tag alone.", show_default=False)]
+FormatOption = Annotated[
+    Literal["ndjson", "csv"] | None,
+    typer.Option("--format", help="How the lines are written [csv for *.csv, else ndjson].", show_default=False),
+]
 LimitOption = Annotated[
     int | None,
     typer.Option(
@@ -153,26 +158,82 @@ def delete_type(session: Session, *, key: KeyArgument) -> None:
     session.answer({"deleted": key}, f"The device type {key!r} is deleted.")
 
 
+_BAR_WIDTH: Final = 20
+
+
+@types.command("versions")
+@catalogue_command
+def count_versions(
+    session: Session,
+    *,
+    key: KeyArgument,
+    attribute: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of this version attribute [the one of the module].", show_default=False),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of this module's version attribute [main].", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Tell so many versions apart [100].", show_default=False)
+    ] = None,
+) -> None:
+    """Count the devices of a type by the version that they run, the most common first.
+
+    \b
+    Example: ota-hook types versions tracker
+    """
+    path = session.path("device-types", key, "versions")
+    document = session.api.get(path, attribute=attribute, module=module, limit=limit)
+    if session.terminal.as_json:
+        session.terminal.write_json(document)
+        return
+    counts = [(entry["version"], entry["devices"]) for entry in document["versions"]]
+    counts += [(f"({name})", document[field]) for name, field in _REST.items() if document[field]]
+    total = document["devices"]
+    columns = (Column(document["attribute"]), Column("devices", right=True), Column("share", right=True), Column(""))
+    session.terminal.table(columns, ((text, f"{count:,}", *_share(count, total)) for text, count in counts))
+    session.terminal.note(f"{count_text(total, 'device')} of the type {key!r}.")
+
+
+_REST: Final = {"other versions": "other", "not reported": "without"}
+
+
+def _share(count: int, total: int) -> tuple[str, str]:
+    """In per cent and as a bar, which something always shows of."""
+    return f"{count / total:.1%}", "█" * max(1, round(_BAR_WIDTH * count / total))
+
+
 # ---- devices
 
-_DEVICE_COLUMNS: Final = (Column("identifier"), Column("type"), Column("versions"), Column("last report"))
+_DEVICE_COLUMNS: Final = (
+    Column("identifier"),
+    Column("type"),
+    Column("versions"),
+    Column("tags"),
+    Column("last report"),
+)
+_MEDIA_TYPES: Final = {"ndjson": "application/x-ndjson", "csv": "text/csv"}
 
 
 @devices.command("list")
 @catalogue_command
-def list_devices(session: Session, *, device_type: TypeFilter = None, limit: LimitOption = None) -> None:
+def list_devices(
+    session: Session, *, device_type: TypeFilter = None, tag: TagFilter = None, limit: LimitOption = None
+) -> None:
     """List devices with the versions that they reported. For many, `devices export` is quicker.
 
     \b
     Example: ota-hook devices list --type tracker --limit 20
     """
-    entries = session.api.each(session.path("devices"), type=device_type)
+    entries = session.api.each(session.path("devices"), type=device_type, tag=tag)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
 
 def _device_row(entry: Document) -> tuple[str, ...]:
     reported = max(filter(None, entry["versions_reported_at"].values()), default=None)
-    return entry["identifier"], entry["type"], _versions_text(entry["versions"]), local_time(reported)
+    tags = ", ".join(entry["tags"]) or "–"
+    return entry["identifier"], entry["type"], _versions_text(entry["versions"]), tags, local_time(reported)
 
 
 def _versions_text(versions: dict[str, str]) -> str:
@@ -194,6 +255,8 @@ def show_device(session: Session, *, identifier: DeviceArgument) -> None:
         return
     reported_at = document["versions_reported_at"]
     facts = [("identifier", document["identifier"]), ("type", document["type"])]
+    if document["tags"]:
+        facts.append(("tags", ", ".join(document["tags"])))
     for attribute, text in document["versions"].items():
         at = reported_at[attribute]
         facts.append((attribute, f"{text}   ({f'reported {local_time(at)}' if at else 'set by an operator'})"))
@@ -243,19 +306,28 @@ def put_device(
             show_default=False,
         ),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAG",
+            help="Its tags, in place of those that it has; repeat it; '' takes them away.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Register a device, or change its type and the given versions. What it reported otherwise stays.
+    """Register a device, or change its type, its tags and the given versions. What it reported otherwise stays.
 
     \b
-    Example: ota-hook devices put DU_7VFGiJjjv8QoS --type tracker
+    Example: ota-hook devices put DU_7VFGiJjjv8QoS --type tracker --tag trial --tag 上海
     """
+    tags = {"tags": [] if tag == [""] else tag} if tag else {}
     versions = dict(_read_version(text) for text in version or ())
     known = {attribute: text for attribute, text in versions.items() if text is not None}
     document, created = put_or_change(
         session.api,
         session.path("devices", identifier),
-        {"type": device_type, "versions": known},
-        {"type": device_type, "versions": versions},
+        {"type": device_type, "versions": known} | tags,
+        {"type": device_type, "versions": versions} | tags,
     )
     session.answer(document, f"The device {identifier!r} is {'registered' if created else 'as you say'}.")
 
@@ -284,22 +356,35 @@ def delete_device(session: Session, *, identifier: DeviceArgument) -> None:
 def import_devices(
     session: Session,
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="NDJSON; - is standard input.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="*.ndjson, *.jsonl or *.csv; - is standard input.", show_default=False),
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line and write nothing.")] = False,
+    line_format: FormatOption = None,
 ) -> None:
-    """Register or replace many devices: one JSON object a line, with `identifier`, `type` and perhaps `versions`.
+    """Register or replace many devices, one a line.
+
+    NDJSON has a JSON object a line, with `identifier`, `type` and perhaps `versions` and `tags`. CSV has a first line
+    that names its columns, of `identifier`, `type`, `tags` (separated by spaces) and `versions.NAME`.
 
     A bad line is told and does not stop the others; the status is then 1. The same lines again change nothing, so
     that a file with some mended lines can be sent as a whole.
 
     \b
     Example: ota-hook devices import fleet.ndjson --dry-run
+    Example: ota-hook devices import fleet.csv
     Example: echo '{"identifier": "d1", "type": "tracker"}' | ota-hook devices import -
     """
+    media_type = _media_type(file, line_format)
     chunks, size_bytes = open_input(file)
     with session.terminal.progress(f"sending {file}", size_bytes) as progress:
         done = session.api.send_lines(
-            "POST", session.path("devices-import"), _counted(chunks, progress), dry_run=dry_run or None
+            "POST",
+            session.path("devices-import"),
+            _counted(chunks, progress),
+            media_type=media_type,
+            dry_run=dry_run or None,
         )
     for error in done["errors"]:
         session.terminal.note(f"line {error['line']}: {error['detail']}")
@@ -311,6 +396,11 @@ def import_devices(
     )
     if done["failed"]:
         session.fail()
+
+
+def _media_type(file: Path, line_format: str | None) -> str:
+    """Of the lines of a file: CSV where it is said, or the file is called so."""
+    return _MEDIA_TYPES[line_format or ("csv" if file.suffix.lower() == ".csv" else "ndjson")]
 
 
 def _counted(chunks: Iterator[bytes], progress: Any) -> Iterator[bytes]:  # noqa: ANN401
@@ -330,27 +420,33 @@ def export_devices(
         Path, typer.Argument(metavar="FILE", help="Where to; - is standard output.", show_default=False)
     ] = Path("-"),
     device_type: TypeFilter = None,
+    tag: TagFilter = None,
+    line_format: FormatOption = None,
 ) -> None:
-    """Write every device as a line of JSON, as `devices import` reads them. A file appears when all of it is there.
+    """Write every device, one a line, as `devices import` reads them. A file appears when all of it is there.
 
     \b
     Example: ota-hook devices export fleet.ndjson --type tracker
+    Example: ota-hook devices export trial.csv --tag trial
     """
+    media_type = _media_type(file, line_format)
     to_stdout = str(file) == "-"
     if to_stdout and session.terminal.as_json:
         raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
-    count = written_bytes = 0
+    lines = written_bytes = 0
+    path = session.path("devices-export")
     with (
-        session.api.receive_lines(session.path("devices-export"), type=device_type) as chunks,
+        session.api.receive_lines(path, media_type=media_type, type=device_type, tag=tag) as chunks,
         session.terminal.progress(f"receiving {file}", None, shown=not to_stdout) as progress,
         session.terminal.raw_output() if to_stdout else _whole_file(file) as output,
     ):
         for chunk in chunks:
             output.write(chunk)
-            count += chunk.count(b"\n")
+            lines += chunk.count(b"\n")
             written_bytes += len(chunk)
             progress(written_bytes)
     if not to_stdout:
+        count = lines - (media_type == _MEDIA_TYPES["csv"])
         summary = {"file": str(file), "devices": count, "bytes": written_bytes}
         session.answer(summary, f"{count_text(count, 'device')} in {file} ({size_text(written_bytes)}).")
 

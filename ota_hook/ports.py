@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
@@ -79,6 +79,27 @@ class ExpectedDevice:
 ANY_DEVICE: Final = ExpectedDevice()
 
 
+class DeviceEntry(NamedTuple):
+    """A device to create or replace. `versions` or `tags` None keeps what is stored of them."""
+
+    identifier: str
+    device_type: str
+    versions: Mapping[str, str] | None = None
+    tags: tuple[str, ...] | None = None
+
+
+class DeviceImport(Protocol):
+    """Many devices, batch after batch; all of it may be done again. Raises DependencyError."""
+
+    async def write(self, devices: Sequence[DeviceEntry]) -> tuple[int, int]:
+        """Create or replace them; returns (created, replaced). Of one device the last entry counts."""
+        ...
+
+    async def confirm(self) -> None:
+        """Return when all that was written is as safe as any other write of an operator."""
+        ...
+
+
 class DeviceStore(Protocol):
     """Devices, for operators. Every method raises DependencyError where Redis does not answer.
 
@@ -99,17 +120,20 @@ class DeviceStore(Protocol):
         identifier: str,
         device_type: str,
         versions: Mapping[str, str] | None,
+        tags: tuple[str, ...] | None = None,
         *,
         expected: ExpectedDevice = ANY_DEVICE,
     ) -> bool:
-        """Create or replace (admin). `versions` None keeps what is stored. Returns whether it was created."""
+        """Create or replace (admin). `versions` or `tags` None keeps what is stored. Returns whether it was created."""
         ...
 
     async def delete_device(self, identifier: str, *, expected: ExpectedDevice = ANY_DEVICE) -> bool:
         """Forget the device, its open offers and its history. Returns whether it existed."""
         ...
 
-    async def create_device(self, identifier: str, device_type: str, versions: Mapping[str, str]) -> bool:
+    async def create_device(
+        self, identifier: str, device_type: str, versions: Mapping[str, str], tags: tuple[str, ...] = ()
+    ) -> bool:
         """Create it, atomically (admin). False and nothing written where it exists."""
         ...
 
@@ -118,10 +142,11 @@ class DeviceStore(Protocol):
         identifier: str,
         device_type: str | None,
         versions: Mapping[str, str | None],
+        tags: tuple[str, ...] | None = None,
         *,
         expected: ExpectedDevice = ANY_DEVICE,
     ) -> StoredDevice | None:
-        """Change the type (None keeps it) and only the named versions (None removes one), atomically (admin).
+        """Change the type and all tags (None keeps each), and only the named versions (None removes one), atomically.
 
         Returns the state after it, None for an unknown device.
         """
@@ -131,16 +156,18 @@ class DeviceStore(Protocol):
         """How many of them are not registered, pipelined."""
         ...
 
-    async def import_devices(self, devices: Sequence[tuple[str, str, Mapping[str, str] | None]]) -> tuple[int, int]:
-        """Create or replace many, pipelined; returns (created, replaced). Not atomic over the batch; idempotent."""
+    async def begin_import(self) -> DeviceImport: ...
+
+    def scan_buckets(self) -> AsyncIterator[bytes]:
+        """Every device, a packed blob per bucket, for compiled code; a bucket is read at one moment."""
         ...
 
-    def scan_devices(self, *, device_type: str | None = None) -> AsyncIterator[DeviceState]:
-        """Every device, bucket by bucket, in no useful order; without open offers."""
+    def scan_devices(self, *, device_type: str | None = None, tag: str | None = None) -> AsyncIterator[DeviceState]:
+        """Every device (of that type, with that tag), bucket by bucket, in no useful order; without open offers."""
         ...
 
     async def page_devices(
-        self, *, cursor: str | None, limit: int, device_type: str | None = None
+        self, *, cursor: str | None, limit: int, device_type: str | None = None, tag: str | None = None
     ) -> tuple[list[DeviceState], str | None]:
         """A page and the cursor of the next (None at the end). An unreadable cursor raises InputError."""
         ...

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from admin_api.answers import answer, answer_read, commit, documented, patch_body, problems
 from admin_api.bodies import JsonRoute
@@ -15,20 +16,35 @@ from admin_api.context import AdminContext, Context
 from admin_api.documents import (
     DeviceTypeFields,
     DeviceTypeOut,
+    Key,
     NewDeviceType,
+    VersionCountOut,
+    VersionCountsOut,
     device_type_fields,
 )
 from admin_api.idempotency import answer_once, fingerprint_of
-from admin_api.pagination import Page, PageQuery, page_of
+from admin_api.pagination import MAX_LIMIT, Page, PageQuery, page_of
 from admin_api.patches import apply_patch
+from ota_hook._packed import VersionCounter
 from ota_hook.admission import admit_type, check_key, remove_type
+from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.model import CatalogueChange, DeviceType
+from ota_hook.model import DEFAULT_MODULE, CatalogueChange, DeviceType
 from ota_hook.snapshot import Snapshot
 
 router = APIRouter(prefix="/device-types", tags=["device types"], route_class=JsonRoute)
 
 _NAMED_DEVICES: Final = 4
+
+
+class VersionsQuery(BaseModel):
+    """Which version attribute is counted, and how many versions are told apart."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    attribute: Annotated[str | None, Field(description="By default the one of the module's rule.")] = None
+    module: Annotated[Key, Field(description="Its rule names the attribute.")] = DEFAULT_MODULE
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Versions; the others are `other`.")] = 100
 
 
 def _find(snapshot: Snapshot, key: str) -> DeviceType:
@@ -86,6 +102,52 @@ async def create_device_type(context: Context, request: Request, body: NewDevice
 async def read_device_type(context: Context, key: str, conditions: Conditions) -> Response:
     device_type = _find(context.catalogue.current, key)
     return answer_read(DeviceTypeOut.of(device_type), revision_etag(device_type.revision), conditions)
+
+
+@router.get(
+    "/{key}/versions",
+    summary="Count the devices of a type by the version that they run",
+    description="Reads every device: a million take some seconds.",
+    responses=documented(VersionCountsOut, 200) | problems(404),
+)
+async def count_versions(context: Context, key: str, query: Annotated[VersionsQuery, Query()]) -> Response:
+    snapshot = context.catalogue.current
+    attribute = _choose_attribute(snapshot, _find(snapshot, key), query)
+    counter = VersionCounter(key, attribute)
+    async for bucket in context.devices.scan_buckets():
+        counter.add(bucket)
+    by_count = sorted(counter.counts().items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [VersionCountOut(version=version, devices=devices) for version, devices in by_count[: query.limit]]
+    return answer(
+        VersionCountsOut(
+            device_type=key,
+            attribute=attribute,
+            devices=counter.devices,
+            without=counter.without,
+            other=counter.other + sum(devices for _, devices in by_count[query.limit :]),
+            unreadable=counter.unreadable,
+            versions=shown,
+        )
+    )
+
+
+def _choose_attribute(snapshot: Snapshot, device_type: DeviceType, query: VersionsQuery) -> str:
+    if query.attribute is None:
+        rule = rule_for(snapshot, device_type.key, query.module)
+        if rule is None:
+            raise InputError(
+                f"No enabled rule of the device type {device_type.key!r} is about the module {query.module!r}.",
+                mend="Name the attribute.",
+                field="module",
+            )
+        return rule.version_attribute
+    if query.attribute not in device_type.version_attributes:
+        raise InputError(
+            f"{query.attribute!r} is not a version attribute of the device type {device_type.key!r}"
+            f" ({', '.join(device_type.version_attributes)}).",
+            field="attribute",
+        )
+    return query.attribute
 
 
 @router.put(

@@ -2,54 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
-import orjson
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from admin_api.answers import answer, answer_read, documented, patch_body, problems
-from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson, require_ndjson_accepted
+from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted
 from admin_api.conditions import Conditions
 from admin_api.context import AdminContext, Context
+from admin_api.device_import import run_import
+from admin_api.device_lines import CsvOutput, DeviceOutput, NdjsonOutput, admit_versions
 from admin_api.documents import (
     DeviceFields,
     DeviceOut,
     DevicePatch,
     ImportOut,
-    LineError,
     NewDevice,
     OfferOut,
     validate,
 )
-from admin_api.faults import describe_fault
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
-from ota_hook.admission import check_identifier, find_type
+from ota_hook.admission import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import is_direct_identifier
 from ota_hook.ports import StoredDevice
-from ota_hook.snapshot import Snapshot
 
 router = APIRouter(tags=["devices"], route_class=JsonRoute)
 streams = APIRouter(tags=["devices"])
 
-_BATCH: Final = 1000
-_ERRORS_SHOWN: Final = 100
-_EXPORT_CHUNK_BYTES: Final = 64 * 1024
-
-_ImportLine = tuple[str, str, Mapping[str, str] | None]
+_EXPORT_CHUNK: Final = 500
+"""Devices; some 50 kB."""
 
 
 class DeviceQuery(PageQuery):
     """Which devices."""
 
     type: str | None = None
+    tag: str | None = None
 
 
 class OfferQuery(PageQuery):
@@ -72,6 +69,7 @@ class ExportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: str | None = None
+    tag: str | None = None
 
 
 async def _load(context: AdminContext, identifier: str) -> StoredDevice:
@@ -95,18 +93,6 @@ def _answer(device: StoredDevice, *, created: bool = False) -> Response:
     )
 
 
-def _admit(snapshot: Snapshot, type_key: str, versions: Mapping[str, Any] | None) -> None:
-    """Refuse an unknown type, and versions that the type does not keep."""
-    device_type = find_type(snapshot, type_key, field="type")
-    for attribute in versions or ():
-        if attribute not in device_type.version_attributes:
-            raise InputError(
-                f"{attribute!r} is not a version attribute of the device type {type_key!r}"
-                f" ({', '.join(device_type.version_attributes)}).",
-                field=f"versions.{attribute}",
-            )
-
-
 def _identifier_in_path(identifier: str, in_body: str | None) -> str:
     try:
         check_identifier(identifier)
@@ -122,7 +108,7 @@ def _identifier_in_path(identifier: str, in_body: str | None) -> str:
 )
 async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()]) -> Response:
     devices, next_cursor = await context.devices.page_devices(
-        cursor=query.cursor, limit=query.limit, device_type=query.type
+        cursor=query.cursor, limit=query.limit, device_type=query.type, tag=query.tag
     )
     return answer(Page[DeviceOut](items=[DeviceOut.of(device) for device in devices], next_cursor=next_cursor))
 
@@ -135,8 +121,10 @@ async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()])
 )
 async def create_device(context: Context, request: Request, body: NewDevice) -> Response:
     async def create() -> Response:
-        _admit(context.catalogue.current, body.type, body.versions)
-        if not await context.devices.create_device(body.identifier, body.type, body.versions or {}):
+        admit_versions(context.catalogue.current, body.type, body.versions)
+        if not await context.devices.create_device(
+            body.identifier, body.type, body.versions or {}, body.sorted_tags or ()
+        ):
             raise ConflictError(f"The device {body.identifier!r} is registered already.", field="identifier")
         return _answer(await _load(context, body.identifier), created=True)
 
@@ -157,14 +145,14 @@ async def read_device(context: Context, identifier: str, conditions: Conditions)
     "/devices/{identifier:path}",
     summary="Register or replace a device; `versions` left out keeps what it reported",
     description="A `versions` that is left out or null keeps the stored ones, which are what the device said of itself;"
-    " `{}` forgets them.",
+    " `{}` forgets them. So for `tags`: left out or null keeps them, `[]` clears them.",
     responses=documented(DeviceOut, 200, 201) | problems(412),
 )
 async def put_device(context: Context, identifier: str, body: DeviceFields, conditions: Conditions) -> Response:
     _identifier_in_path(identifier, body.identifier)
-    _admit(context.catalogue.current, body.type, body.versions)
+    admit_versions(context.catalogue.current, body.type, body.versions)
     created = await context.devices.put_device(
-        identifier, body.type, body.versions, expected=conditions.expect_device()
+        identifier, body.type, body.versions, body.sorted_tags, expected=conditions.expect_device()
     )
     return _answer(await _load(context, identifier), created=created)
 
@@ -178,16 +166,18 @@ async def put_device(context: Context, identifier: str, body: DeviceFields, cond
 async def patch_device(
     context: Context, identifier: str, patch: Annotated[dict[str, Any], Body()], conditions: Conditions
 ) -> Response:
-    check_patch(patch, DevicePatch, DeviceOut, nullable=("versions",))
+    check_patch(patch, DevicePatch, DeviceOut, nullable=("versions", "tags"))
     body = validate(DevicePatch, patch)
     old = await _load(context, identifier)
     _identifier_in_path(identifier, body.identifier)
     conditions.require(_etag(old))
     type_key = body.type or old.state.device_type
     versions = dict.fromkeys(old.state.versions) if body.versions is None else body.versions
-    _admit(context.catalogue.current, type_key, {name: text for name, text in versions.items() if text is not None})
+    admit_versions(
+        context.catalogue.current, type_key, {name: text for name, text in versions.items() if text is not None}
+    )
     device = await context.devices.patch_device(
-        identifier, body.type or None, versions, expected=conditions.expect_device()
+        identifier, body.type or None, versions, body.sorted_tags, expected=conditions.expect_device()
     )
     if device is None:
         raise NotFound(f"There is no device {identifier!r}.")
@@ -224,78 +214,48 @@ async def list_offers(context: Context, query: Annotated[OfferQuery, Query()]) -
 
 @streams.post(
     "/devices-import",
-    summary="Register or replace devices, one JSON object a line",
-    description="Lines are as those of /devices-export: `identifier`, `type`, and optionally `versions`. A bad line"
-    " does not stop the others. Sending the same lines again changes nothing.",
+    summary="Register or replace devices, one a line",
+    description="Lines are as those of /devices-export. NDJSON: a JSON object with `identifier`, `type`, and optionally"
+    " `versions` and `tags`; what is left out of these keeps what is stored. CSV (UTF-8): a first line that names the"
+    " columns, of `identifier`, `type`, `tags` (separated by spaces) and `versions.NAME` for each version attribute;"
+    " without a column `tags`, or without any for versions, what is stored is kept; an empty cell is no tag, or no such"
+    " version. No value spans lines. A bad line does not stop the others; of one device the last line counts. Sending"
+    " the same lines again changes nothing.",
     responses=documented(ImportOut, 200) | problems(415),
-    openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {NDJSON: {"schema": {"type": "string"}}, CSV: {"schema": {"type": "string"}}},
+        }
+    },
 )
 async def import_devices(context: Context, request: Request, query: Annotated[ImportQuery, Query()]) -> Response:
-    require_ndjson(request)
-    done = ImportOut(created=0, replaced=0, failed=0, dry_run=query.dry_run, errors=[])
-    batch: list[_ImportLine] = []
-    async for number, line in read_lines(request):
-        try:
-            batch.append(_read_import_line(context.catalogue.current, line))
-        except (InputError, ValidationError, orjson.JSONDecodeError) as exc:
-            done.failed += 1
-            if len(done.errors) < _ERRORS_SHOWN:
-                done.errors.append(LineError(line=number, detail=_line_detail(exc)))
-        if len(batch) == _BATCH:
-            await _import_batch(context, batch, done)
-            batch = []
-    await _import_batch(context, batch, done)
-    return answer(done)
-
-
-def _read_import_line(snapshot: Snapshot, line: bytes) -> _ImportLine:
-    device = NewDevice.model_validate(orjson.loads(line))
-    _admit(snapshot, device.type, device.versions)
-    return device.identifier, device.type, device.versions
-
-
-def _line_detail(exc: Exception) -> str:
-    match exc:
-        case InputError():
-            return exc.detail
-        case ValidationError():
-            return describe_fault(exc.errors(include_url=False)[0], whole="The line")[1]
-        case _:
-            return "The line is not JSON."
-
-
-async def _import_batch(context: AdminContext, batch: list[_ImportLine], done: ImportOut) -> None:
-    # Of one device the last line counts; written together, their order would be Redis's affair.
-    latest = list({line[0]: line for line in batch}.values())
-    if not latest:
-        return
-    if done.dry_run:
-        created = await context.devices.count_unknown([line[0] for line in latest])
-        replaced = len(latest) - created
-    else:
-        created, replaced = await context.devices.import_devices(latest)
-    done.created += created
-    done.replaced += replaced + len(batch) - len(latest)
+    return answer(await run_import(context, request, dry_run=query.dry_run))
 
 
 @streams.get(
     "/devices-export",
-    summary="Every device, one JSON object a line",
+    summary="Every device, one a line",
+    description="As NDJSON, or with `Accept: text/csv` as CSV, which has a column for each version attribute that the"
+    " types keep. What it gives /devices-import takes.",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {}}}, **problems(406)},
+    responses={200: {"content": {NDJSON: {}, CSV: {}}}, **problems(406)},
 )
 async def export_devices(context: Context, request: Request, query: Annotated[ExportQuery, Query()]) -> Response:
-    require_ndjson_accepted(request)
-    return StreamingResponse(_export(context, query.type), media_type=NDJSON)
+    if choose_accepted(request, (NDJSON, CSV)) == NDJSON:
+        return StreamingResponse(_export(context, query, NdjsonOutput()), media_type=NDJSON)
+    kept = context.catalogue.current.kept_by_type
+    types = kept if query.type is None else {query.type} & kept.keys()
+    attributes = {attribute for device_type in types for attribute in kept[device_type]}
+    return StreamingResponse(_export(context, query, CsvOutput(attributes)), media_type=f"{CSV}; charset=utf-8")
 
 
-async def _export(context: AdminContext, device_type: str | None) -> AsyncIterator[bytes]:
-    chunk = bytearray()
-    async for device in context.devices.scan_devices(device_type=device_type):
-        versions = {attribute: version.text for attribute, version in sorted(device.versions.items())}
-        chunk += orjson.dumps({"identifier": device.identifier, "type": device.device_type, "versions": versions})
-        chunk += b"\n"
-        if len(chunk) >= _EXPORT_CHUNK_BYTES:
-            yield bytes(chunk)
-            chunk.clear()
-    yield bytes(chunk)
+async def _export(context: AdminContext, query: ExportQuery, output: DeviceOutput) -> AsyncIterator[bytes]:
+    count = 0
+    async for device in context.devices.scan_devices(device_type=query.type, tag=query.tag):
+        output.add(device)
+        count += 1
+        if count % _EXPORT_CHUNK == 0:
+            yield output.take()
+            await asyncio.sleep(0)  # a client that takes all at once must not keep others from their turn
+    yield output.take()

@@ -19,9 +19,9 @@ _SPARSE: Final = 4
 
 
 async def batches_of_buckets(
-    redis: RedisClient, keys: Keys, pattern: str, *, first: int = 0
+    redis: RedisClient, keys: Keys, pattern: str, *, first: int = 0, largest: int = _LARGEST_BATCH
 ) -> AsyncGenerator[list[int]]:
-    """The numbers of the buckets from `first` on, ascending, in batches that grow to 256.
+    """The numbers of the buckets from `first` on, ascending, in batches that grow to `largest`.
 
     A bucket that has no key matching `pattern` may be left out (as may one that moves between the primaries of a
     Cluster just then). Raises what redis-py raises.
@@ -41,6 +41,6 @@ async def batches_of_buckets(
         batch.append(number)
         if len(batch) == size:
             yield batch
-            batch, size = [], min(2 * size, _LARGEST_BATCH)
+            batch, size = [], min(2 * size, largest)
     if batch:
         yield batch

@@ -43,6 +43,7 @@ __all__ = [
     "run_command",
     "run_commands",
     "run_pipelined",
+    "slot_of",
 ]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
@@ -106,6 +107,12 @@ async def run_commands(redis: RedisClient, commands: Sequence[Command]) -> list[
 async def list_primaries(redis: RedisClient) -> list[Redis]:
     """The client of each primary, for what is asked of servers and not of keys. Raises what redis-py raises."""
     return await redis.all_primaries() if isinstance(redis, RoutedRedis) else [redis]
+
+
+def slot_of(redis: RedisClient, key: str) -> int:
+    """What a script's keys must share: their slot in a Cluster; elsewhere it is 0 for all keys."""
+    in_cluster = isinstance(redis, RoutedRedis) and redis.primaries.url.kind is Deployment.CLUSTER
+    return Primaries.key_slot(key.encode()) if in_cluster else 0
 
 
 async def ask_primaries(redis: RedisClient, ask: Callable[[Redis], Awaitable[_Answer]]) -> list[_Answer]:

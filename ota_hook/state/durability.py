@@ -24,6 +24,8 @@ from ota_hook.state.connection import (
     run_pipelined,
 )
 
+_MARK: Final = Script("return redis.call('SET', KEYS[1], '', 'PX', 1000)")
+
 DEFAULT_WAIT_MS: Final = 2_000
 """Longer than the second that `appendfsync everysec` may take, shorter than a command's time limit."""
 
@@ -57,14 +59,7 @@ class DurableWriter:
         The script must be safe to run twice. Raises DependencyError where Redis fails: then it is not known whether
         it ran.
         """
-        with redis_errors("asking whether writes reach the disk"):
-            if self._reaches_disk is None:
-                self._reaches_disk = all(await ask_primaries(self._redis, _can_wait_for_disk))
-        waits: list[Command] = []
-        if self._reaches_disk:
-            waits.append(("WAITAOF", 1, 0, self._wait_ms))
-        if self._replicas:
-            waits.append(("WAIT", self._replicas, self._wait_ms))
+        waits = await self._list_waits()
         with maybe_written(), redis_errors("writing"):
             results, waited = await run_pipelined(self._redis, script, calls, then=waits)
         return results, next(filter(None, (self._judge(waits, answers) for answers in waited)), None)
@@ -75,6 +70,26 @@ class DurableWriter:
         if unconfirmed is not None:
             raise DependencyError(unconfirmed, mend="Look at what is there before you try again.", maybe_written=True)
         return results
+
+    async def confirm(self, keys: Sequence[str]) -> None:
+        """Wait for all that was written before, on whatever connection, to the servers of the keys.
+
+        Each server waits for its connection's own writes alone, so each of the keys is written, for a second. Raises as
+        `write_or_fail` does.
+        """
+        if await self._list_waits():
+            await self.write_or_fail(_MARK, [((key,), ()) for key in keys])
+
+    async def _list_waits(self) -> list[Command]:
+        with redis_errors("asking whether writes reach the disk"):
+            if self._reaches_disk is None:
+                self._reaches_disk = all(await ask_primaries(self._redis, _can_wait_for_disk))
+        waits: list[Command] = []
+        if self._reaches_disk:
+            waits.append(("WAITAOF", 1, 0, self._wait_ms))
+        if self._replicas:
+            waits.append(("WAIT", self._replicas, self._wait_ms))
+        return waits
 
     def _judge(self, waits: Sequence[Command], answers: Iterable[Any]) -> str | None:
         for wait, answer in zip(waits, answers, strict=True):
@@ -99,6 +114,15 @@ async def _can_wait_for_disk(redis: Redis) -> bool:
         return bool((await redis.config_get("appendfsync")).get("appendfsync") != "no")
     except ResponseError:  # nobody may read its configuration: it is taken at its word
         return True
+
+
+async def list_server_runs(redis: RedisClient) -> frozenset[str]:
+    """Tells these primaries from others, and from themselves after a restart. Raises what redis-py raises."""
+    return frozenset(await ask_primaries(redis, _run_of))
+
+
+async def _run_of(redis: Redis) -> str:
+    return str((await redis.info("server"))["run_id"])
 
 
 async def list_risks(redis: RedisClient) -> list[str]:

@@ -18,7 +18,8 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports import DeviceDone, Report
 from ota_hook.state.connection import Argument, Script
-from ota_hook.state.devices import DEFAULT_REFRESH_MS, REPORT, keepers_by_attribute, report_arguments
+from ota_hook.state.device_scripts import REPORT
+from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, report_arguments
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack

@@ -75,6 +75,10 @@ class Keys:
         """Hash: identifier → packed list of open offers."""
         return f"{self.prefix}:{{{bucket}}}:o"
 
+    def last_write(self, bucket: int) -> str:
+        """String, gone within a second: written so that there is a write to wait for (durability.py)."""
+        return f"{self.prefix}:{{{bucket}}}:w"
+
     def history(self, bucket: int, identifier: str) -> bytes:
         """List: packed settled offers of one device, newest first."""
         return self.history_of(bucket, as_bytes(identifier))

@@ -10,6 +10,7 @@ that dies in between loses a count, and none is ever counted twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import Call, RedisClient, Script, redis_errors, run_command, run_commands, run_pipelined
-from ota_hook.state.keys import Keys, as_bytes
+from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
 
 HISTORY_LENGTH: Final = 20
@@ -203,6 +204,11 @@ class RedisOffers:
             firmware_id: {outcome.decode(): int(count) for outcome, count in counters.items()}
             for firmware_id, counters in zip(wanted, found, strict=True)
         }
+
+
+async def count_cancelled(redis: RedisClient, keys: Keys, firmware_ids: Iterable[bytes]) -> None:
+    """Count one cancelled offer of each; a firmware may be there several times."""
+    await count_outcomes(redis, keys, Counter((as_text(firmware), Outcome.CANCELLED) for firmware in firmware_ids))
 
 
 async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[str, Outcome], int]) -> None:

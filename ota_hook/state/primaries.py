@@ -29,6 +29,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from ota_hook.state.packing import PACKED
 from ota_hook.state.redis_url import Deployment, RedisUrl, parse_redis_url
 
 SLOTS: Final = 16_384
@@ -154,7 +155,8 @@ class Primaries:
         knows whether it may run again.
         """
         place = {"path": address.path} if address.path is not None else {"host": address.host, "port": address.port}
-        return _options(timeout_seconds) | place | dict(self.url.options)
+        options = _options(timeout_seconds) | place | dict(self.url.options)
+        return options | {"connection_class": PACKED[options["connection_class"]]}
 
     # ---- asking
 

@@ -5,7 +5,7 @@ Pure: no I/O. An array may grow at its end; a reader ignores what it does not kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -15,6 +15,9 @@ from ota_hook.model import DeviceState, OpenOffer, Outcome, ReportedVersion, Set
 COMPACT_MAX_BYTES: Final = 64
 """Redis's `hash-max-ziplist-value`: one longer field or value would unpack its whole bucket."""
 
+TAGS_ATTRIBUTE: Final = ""
+"""Tags stand where a version would, under the name that no attribute has: `"", 0, "tag tag"`; only where there are."""
+
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
 
 
@@ -23,26 +26,51 @@ def _unpack(packed: bytes) -> list[Any]:
     return unpacked
 
 
-def pack_device(device_type: str, versions: Mapping[str, ReportedVersion]) -> bytes:
+def pack_device(device_type: str, versions: Mapping[str, ReportedVersion], tags: tuple[str, ...] = ()) -> bytes:
     """`[type, attribute, reported_at_ms, version, attribute, …]`: 1 byte of array, 9 of time, the rest text."""
     flat: list[str | int] = [device_type]
     for attribute, version in versions.items():
         flat += (attribute, version.reported_at_ms, version.text)
+    if tags:
+        flat += (TAGS_ATTRIBUTE, 0, pack_tags(tags))
     packed: bytes = _packer.pack(flat)
     return packed
+
+
+def pack_tags(tags: tuple[str, ...]) -> str:
+    """The tags as they stand in a packed device; empty for none."""
+    return " ".join(tags)
 
 
 def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState:
     """The state of one device, with its open offers where `offers` is given."""
     flat = _unpack(packed)
-    if len(flat) == 4:  # nearly every device has one version
-        versions = {flat[1]: ReportedVersion(flat[3], int(flat[2]))}
-        return DeviceState(identifier, flat[0], versions, unpack_offers(offers) if offers else ())
+    open_offers = unpack_offers(offers) if offers else ()
+    if len(flat) == 4 and flat[1]:  # nearly every device has one version and no tags
+        return DeviceState(identifier, flat[0], {flat[1]: ReportedVersion(flat[3], int(flat[2]))}, open_offers)
     versions = {
         attribute: ReportedVersion(text, int(reported_at_ms))
         for attribute, reported_at_ms, text in zip(flat[1::3], flat[2::3], flat[3::3], strict=True)
     }
-    return DeviceState(identifier, flat[0], versions, unpack_offers(offers) if offers else ())
+    tags = versions.pop(TAGS_ATTRIBUTE, None)
+    return DeviceState(identifier, flat[0], versions, open_offers, tuple(tags.text.split(" ")) if tags else ())
+
+
+def unpack_bucket(blob: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each device of a bucket as (identifier, packed state), in no order.
+
+    A bucket is two MessagePack arrays, one behind the other: identifier, packed state, …; an empty state in the first
+    stands in the second.
+    """
+    arrays = msgpack.Unpacker(raw=True, max_buffer_size=len(blob))
+    arrays.feed(blob)
+    compact, long = arrays
+    elsewhere = dict(zip(long[::2], long[1::2], strict=True))
+    for identifier, packed in zip(compact[::2], compact[1::2], strict=True):
+        found = packed or elsewhere.pop(identifier, b"")
+        if found:
+            yield identifier, found
+    yield from elsewhere.items()
 
 
 def type_prefix(device_type: str) -> bytes:

@@ -236,10 +236,45 @@ def test_a_bad_line_of_an_import_is_told_and_does_not_stop_the_others(operator: 
     assert "There is no device 'i3'." in operator.refused("devices", "show", "i3")
 
 
+def test_tags_are_given_shown_and_taken_away(operator: Operator) -> None:
+    operator.run("types", "put", "tagged")
+    operator.run("devices", "put", "g1", "--type", "tagged", "--tag", "trial", "--tag", "上海")
+    operator.run("devices", "put", "g2", "--type", "tagged", "--version", "version=1.0")
+    assert "trial, 上海" in operator.run("devices", "show", "g1").stdout
+    assert "trial, 上海" in operator.run("devices", "list", "--type", "tagged").stdout
+    assert [entry["identifier"] for entry in operator.ask("devices", "list", "--tag", "上海")] == ["g1"]
+    assert operator.ask("devices", "put", "g1", "--type", "tagged")["tags"] == ["trial", "上海"]
+    assert operator.ask("devices", "put", "g1", "--type", "tagged", "--tag", "b")["tags"] == ["b"]
+    assert operator.ask("devices", "put", "g1", "--type", "tagged", "--tag", "")["tags"] == []
+    assert "white space" in operator.refused("devices", "put", "g1", "--type", "tagged", "--tag", "a b")
+
+
+def test_versions_are_counted_in_a_table_with_bars(operator: Operator) -> None:
+    operator.run("types", "put", "counted")
+    lines = [f"counted {n},counted,{'2.0' if n < 30 else f'1.{n}'}\n" for n in range(40)]
+    fleet = "identifier,type,versions.version\n" + "".join(lines)
+    operator.run("devices", "import", "-", "--format", "csv", stdin=fleet)
+    operator.run("devices", "put", "silent", "--type", "counted")
+    done = operator.run("types", "versions", "counted", "--limit", "2")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows == [
+        ["version", "devices", "share"],
+        ["2.0", "30", "73.2%", "█" * 15],
+        ["1.30", "1", "2.4%", "█"],
+        ["(other", "versions)", "9", "22.0%", "█" * 4],
+        ["(not", "reported)", "1", "2.4%", "█"],
+    ]
+    assert done.stderr == "41 devices of the type 'counted'.\n"
+    document = operator.ask("types", "versions", "counted", "--attribute", "version")
+    assert (document["devices"], len(document["versions"])) == (41, 11)
+    assert "not a version attribute" in operator.refused("types", "versions", "counted", "--attribute", "gps")
+
+
 def test_an_export_is_an_import(operator: Operator) -> None:
     operator.run("types", "put", "moved")
     lines = "".join(
-        f'{{"identifier":"moved {n}","type":"moved","versions":{{"version":"1.{n}"}}}}\n' for n in range(1500)
+        f'{{"identifier":"moved {n}","type":"moved","versions":{{"version":"1.{n}"}},"tags":["t"]}}\n'
+        for n in range(1500)
     )
     operator.run("devices", "import", "-", stdin=lines)
     summary = operator.ask("devices", "export", "fleet.ndjson", "--type", "moved")
@@ -250,6 +285,16 @@ def test_an_export_is_an_import(operator: Operator) -> None:
     assert operator.run("devices", "export", "--type", "moved").stdout == exported
     again = operator.ask("devices", "import", "fleet.ndjson")
     assert (again["created"], again["replaced"], again["failed"]) == (0, 1500, 0)
+
+    summary = operator.ask("devices", "export", "fleet.csv", "--tag", "t", "--type", "moved")
+    text = (operator.folder / "fleet.csv").read_bytes()
+    assert summary == {"file": "fleet.csv", "devices": 1500, "bytes": len(text)}
+    assert text.startswith(b"identifier,type,tags,versions.version\r\n")
+    piped = operator.run("devices", "export", "--type", "moved", "--format", "csv").stdout
+    assert piped.splitlines() == text.decode().splitlines()
+    again = operator.ask("devices", "import", "fleet.csv")
+    assert (again["created"], again["replaced"], again["failed"]) == (0, 1500, 0)
+    assert operator.run("devices", "export", "--type", "moved").stdout == exported
 
     assert len(operator.ask("devices", "list", "--type", "moved")) == 1500
     table = operator.run("devices", "list", "--type", "moved")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState, OpenOffer, Outcome
-from ota_hook.ports import DeviceStates, Report
+from ota_hook.ports import DeviceEntry, DeviceStates, DeviceStore, Report
 from ota_hook.state.devices import DEFAULT_REFRESH_MS
 from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers
 from ota_hook.state.keys import Keys
@@ -113,6 +113,14 @@ async def next_id(ids: HotCommandIds, pipe: RedisPipe) -> int:
         except DependencyError:
             assert not isinstance(await answered(pipe, "PING"), Unavailable)
     return ids.next_id()
+
+
+async def imported(devices: DeviceStore, batch: Iterable[tuple[Any, ...]]) -> tuple[int, int]:
+    """One import of (identifier, type, versions, tags), confirmed; (created, replaced)."""
+    run = await devices.begin_import()
+    counted = await run.write([DeviceEntry(*entry) for entry in batch])
+    await run.confirm()
+    return counted
 
 
 def _checked(answer: DeviceState | DependencyError | None) -> DeviceState | None:

@@ -22,7 +22,7 @@ from ota_hook.state.format import open_layout
 from ota_hook.state.hot import HotCommandIds
 from ota_hook.state.pipes import PipeSet
 from ota_hook.state.primaries import SLOTS, Primaries, SlotRange
-from tests.integration.hot_state import HotState, hot_state
+from tests.integration.hot_state import HotState, hot_state, imported
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, single_redis, watched_redis
 from tests.integration.waiting import OwnTime, eventually, running_beside
 
@@ -85,7 +85,7 @@ async def hooked(deployment: Deployment) -> AsyncIterator[Hook]:
         stack.push_async_callback(client.aclose)
         keys = await open_layout(client, buckets=64)
         devices = RedisDevices(client, keys)
-        await devices.import_devices([(name, "tracker", None) for name in NAMES])
+        await imported(devices, [(name, "tracker", None) for name in NAMES])
         state = await stack.enter_async_context(hot_state(deployment.url, keys, budget_ms=BUDGET_MS))
         ids = HotCommandIds(state.pipes, keys, block=10)
         ids.start()

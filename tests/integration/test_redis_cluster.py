@@ -12,7 +12,9 @@ from redis.exceptions import ResponseError
 from ulid import ULID
 
 from ota_hook.errors import ConfigurationError, DependencyError
+from ota_hook.ports import DeviceEntry
 from ota_hook.state.connection import Script, connect_redis, list_primaries, run_command, run_commands, run_pipelined
+from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
 from ota_hook.state.primaries import SLOTS, Primaries
@@ -103,6 +105,26 @@ async def test_a_write_waits_for_the_replicas_of_every_primary_that_took_a_part(
         assert (await DurableWriter(redis, replicas=1).write(COUNT, elsewhere))[1] is None
     finally:
         replica.resume()
+
+
+async def test_an_import_is_confirmed_by_the_replicas_of_every_primary(redis: RoutedRedis, cluster: Deployment) -> None:
+    keys = await open_layout(redis, prefix=f"imported{ULID()}")
+    devices = RedisDevices(redis, keys, writer=DurableWriter(redis, replicas=1, wait_ms=100))
+    entries = [DeviceEntry(f"d{number}", "tracker", {"version": "1.0"}) for number in range(300)]
+    replica = next(server for server in cluster.running() if server not in cluster.primaries())
+    await asyncio.to_thread(replica.stall)
+    try:
+        run = await devices.begin_import()
+        assert await run.write(entries) == (300, 0)
+        with pytest.raises(DependencyError, match="1 replica") as refused:
+            await run.confirm()
+        assert refused.value.maybe_written
+    finally:
+        replica.resume()
+    devices = RedisDevices(redis, keys, writer=DurableWriter(redis, replicas=1))
+    again = await devices.begin_import()
+    assert await again.write(entries) == (0, 300)
+    await again.confirm()
 
 
 async def serves(redis: RoutedRedis, cluster: Deployment, replica: Server, key: str) -> bool:

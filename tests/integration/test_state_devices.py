@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -12,16 +13,17 @@ from redis.asyncio import Redis
 
 from ota_hook.errors import ConflictError, DependencyError, InputError
 from ota_hook.model import DeviceState, OpenOffer, ReportedVersion
-from ota_hook.ports import ExpectedDevice, Report
+from ota_hook.ports import DeviceEntry, ExpectedDevice, Report
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
 from ota_hook.state.hot import HotDevices
-from ota_hook.state.keys import Keys
+from ota_hook.state.keys import Keys, as_text
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.pipe import RedisPipe
 from ota_hook.state.primaries import Address
-from tests.integration.hot_state import HotState, hot_state, loaded, stored
+from ota_hook.state.records import unpack_bucket, unpack_device
+from tests.integration.hot_state import HotState, hot_state, imported, loaded, stored
 
 KEPT = {"tracker": frozenset({"version", "mcu_version"}), "gateway": frozenset({"version"})}
 LONG = "1.0.0-" + "x" * 100
@@ -217,7 +219,7 @@ async def test_long_states_and_identifiers_leave_the_bucket_compact(
     redis: Redis, keys: Keys, devices: RedisDevices
 ) -> None:
     names = [f"device-{number}" for number in range(100)] + [f"{number:0>100}" for number in range(20)]
-    await devices.import_devices([(name, "tracker", {"version": LONG if "7" in name else "1.0"}) for name in names])
+    await imported(devices, [(name, "tracker", {"version": LONG if "7" in name else "1.0"}) for name in names])
     for bucket in range(keys.buckets):
         if await redis.exists(keys.devices(bucket)):
             assert await redis.object("encoding", keys.devices(bucket)) in {b"ziplist", b"listpack"}
@@ -292,18 +294,164 @@ async def test_patching_an_unknown_device_is_none_and_writes_nothing(devices: Re
     assert await content() == before
 
 
+TAGS = ("*", "trial", "上海")
+
+
+async def test_a_report_keeps_the_tags(devices: RedisDevices, hot: HotState) -> None:
+    await devices.create_device("d", "tracker", {"version": "1.0"}, TAGS)
+    state = await report(hot, "d", at=5, version="1.1", mcu_version="2")
+    assert state == DeviceState(
+        identifier="d",
+        device_type="tracker",
+        versions={"version": ReportedVersion("1.1", 5), "mcu_version": ReportedVersion("2", 5)},
+        tags=TAGS,
+    )
+    assert await devices.load_device("d") == state
+    assert await hot.loaded("d") == state
+
+
+async def test_a_device_whose_tags_are_all_that_is_known_has_no_version(devices: RedisDevices, hot: HotState) -> None:
+    await devices.create_device("d", "tracker", {}, ("a",))
+    assert await hot.loaded("d") == DeviceState(identifier="d", device_type="tracker", tags=("a",))
+
+
+@pytest.mark.parametrize("versions", [None, {}, {"version": "2.0", "gps": LONG}])
+@pytest.mark.parametrize("tags", [None, (), ("b",)])
+@pytest.mark.parametrize("stored_tags", [(), TAGS])
+async def test_a_put_and_an_import_keep_what_they_do_not_name(
+    devices: RedisDevices, versions: dict[str, str] | None, tags: tuple[str, ...] | None, stored_tags: tuple[str, ...]
+) -> None:
+    before = {"version": "1.0", "mcu_version": "7"}
+    expected = DeviceState(
+        "put",
+        "gateway",
+        {name: ReportedVersion(text, 0) for name, text in (before if versions is None else versions).items()},
+        tags=stored_tags if tags is None else tags,
+    )
+    for identifier in ("put", "imported"):
+        await devices.create_device(identifier, "tracker", before, stored_tags)
+    assert await devices.put_device("put", "gateway", versions, tags) is False
+    assert await imported(devices, [("imported", "gateway", versions, tags)]) == (0, 1)
+    assert await devices.load_device("put") == expected
+    assert await devices.load_device("imported") == expected._replace(identifier="imported")
+    created = DeviceState("new", "gateway", expected.versions if versions else {}, tags=tags or ())
+    assert await imported(devices, [("new", "gateway", versions, tags)]) == (1, 0)
+    assert await devices.load_device("new") == created
+
+
+async def test_the_scripts_keep_what_python_wrote(devices: RedisDevices, hot: HotState) -> None:
+    chance = random.Random(4)
+    alphabet = "aZ09._-*é设🚀"
+
+    def text(most: int) -> str:
+        return "".join(chance.choices(alphabet, k=chance.randint(1, most)))
+
+    entries = {
+        identifier: (
+            identifier,
+            chance.choice(["tracker", text(64)]),
+            {text(30): text(chance.choice([5, 31, 32, 33])) for _ in range(chance.randint(0, 16))},
+            tuple(sorted({text(chance.choice([3, 16])) for _ in range(chance.randint(0, 32))})),
+        )
+        for identifier in (text(32) for _ in range(300))
+    }
+    await imported(devices, entries.values())
+    for identifier, device_type, versions, tags in entries.values():
+        expected = DeviceState(
+            identifier, device_type, {name: ReportedVersion(said, 0) for name, said in versions.items()}, tags=tags
+        )
+        assert await devices.load_device(identifier) == expected
+        stored = await devices.load_stored(identifier)
+        patched = await devices.patch_device(identifier, None, {"patched": "1"})
+        restored = await devices.patch_device(identifier, None, {"patched": None})
+        assert patched is not None
+        assert patched.state.versions == {**expected.versions, "patched": ReportedVersion("1", 0)}
+        assert restored == stored
+        told = await hot.stored(Report(device=identifier, versions={"version": "9"}, reported_at_ms=7), KEPT)
+        assert told == expected._replace(versions={**expected.versions, "version": ReportedVersion("9", 7)})
+
+
+async def test_an_import_cancels_the_offers_of_a_device_that_gets_another_type(
+    redis: Redis, keys: Keys, devices: RedisDevices, hot: HotState
+) -> None:
+    names = [f"d{number}" for number in range(70)]
+    await imported(devices, [(name, "tracker", {"version": "1.0"}) for name in names])
+    for name in names:
+        await hot.record(name, offer_of("one"))
+    await imported(devices, [(name, "gateway" if number % 2 else "tracker") for number, name in enumerate(names)])
+    left = [state.identifier for name in names if (state := await devices.load_device(name)) and state.open_offers]
+    assert left == names[::2]
+    counters = await RedisOffers(redis, keys).load_counters(["one"])
+    assert counters == {"one": {"offered": 70, "cancelled": 35}}
+
+
+async def test_an_import_that_changes_nothing_writes_nothing(
+    devices: RedisDevices, content: Content, hot: HotState
+) -> None:
+    await imported(devices, [("d", "tracker", {"version": "1.0"}, ("a",)), ("e", "tracker", {"version": LONG})])
+    before = await content()
+    same = [("d", "tracker", {"version": "1.0"}, ("a",)), ("e", "tracker", {"version": LONG}), ("d", "tracker")]
+    assert await imported(devices, same) == (0, 3)
+    assert await content() == before
+
+
+async def test_of_a_device_that_is_imported_twice_at_once_the_last_entry_counts(devices: RedisDevices) -> None:
+    entries = [("d", "tracker", {"version": f"1.{number}"}) for number in range(200)]
+    assert await imported(devices, entries) == (1, 199)
+    assert text_of(await devices.load_device("d")) == "1.199"
+
+
+async def test_an_import_during_which_redis_was_replaced_is_not_confirmed(
+    devices: RedisDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await devices.begin_import()
+    await run.write([DeviceEntry("d", "tracker")])
+
+    async def of_others(redis: object) -> frozenset[str]:
+        return frozenset({"another"})
+
+    monkeypatch.setattr("ota_hook.state.device_import.list_server_runs", of_others)
+    with pytest.raises(DependencyError, match="restarted") as refused:
+        await run.confirm()
+    assert refused.value.maybe_written
+
+
+async def test_buckets_are_scanned_whole_and_empty_ones_left_out(
+    redis: Redis, keys: Keys, devices: RedisDevices
+) -> None:
+    names = {f"d{number}" for number in range(5)} | {"i" * 70}
+    await imported(devices, [(name, "tracker", {"version": LONG if "3" in name else "1.0"}) for name in names])
+    blobs = [blob async for blob in devices.scan_buckets()]
+    assert len(blobs) == len({keys.bucket_of(name) for name in names})
+    found = dict(pair for blob in blobs for pair in unpack_bucket(blob))
+    assert {as_text(name) for name in found} == names
+    assert unpack_device("d3", found[b"d3"]).versions["version"].text == LONG
+
+
+async def test_a_scan_by_tag_finds_that_tag_alone(devices: RedisDevices) -> None:
+    await imported(devices, [(f"d{n}", "tracker", {"version": "trial1"}, ("trial",)) for n in range(9)])
+    await imported(devices, [(f"e{n}", "tracker", {"version": "trial1"}, ("trials", "x")) for n in range(9)])
+    await imported(devices, [(f"f{n}", "gateway", None, ("a", "trial")) for n in range(3)])
+    assert {d.identifier[0] async for d in devices.scan_devices(tag="trial")} == {"d", "f"}
+    assert {d.identifier[0] async for d in devices.scan_devices(tag="trial", device_type="gateway")} == {"f"}
+    page, cursor = await devices.page_devices(cursor=None, limit=7, tag="trial")
+    rest, end = await devices.page_devices(cursor=cursor, limit=7, tag="trial")
+    assert len({device.identifier for device in page + rest}) == 12
+    assert end is None
+
+
 async def test_unknown_identifiers_are_counted(devices: RedisDevices) -> None:
     names = [f"d{number}" for number in range(1_200)]
-    await devices.import_devices([(name, "tracker", {"version": LONG}) for name in names[:700]])
+    await imported(devices, [(name, "tracker", {"version": LONG}) for name in names[:700]])
     assert await devices.count_unknown(names) == 500
     assert await devices.count_unknown([]) == 0
 
 
 async def test_an_import_counts_and_may_be_repeated(devices: RedisDevices) -> None:
     batch = [(f"d{number}", "tracker", {"version": "1.0"}) for number in range(1_201)]
-    assert await devices.import_devices(batch[:1_000]) == (1_000, 0)
-    assert await devices.import_devices(batch) == (201, 1_000)
-    assert await devices.import_devices([]) == (0, 0)
+    assert await imported(devices, batch[:1_000]) == (1_000, 0)
+    assert await imported(devices, batch) == (201, 1_000)
+    assert await imported(devices, []) == (0, 0)
     assert len([state async for state in devices.scan_devices()]) == 1_201
 
 
@@ -343,7 +491,7 @@ async def test_a_device_that_gets_another_type_loses_its_open_offers(
 
 async def test_pages_hold_every_device_once_whatever_their_size(devices: RedisDevices) -> None:
     names = {f"device-{number}" for number in range(137)} | {"n" * 100}
-    await devices.import_devices([(name, "tracker", {"version": "1.0"}) for name in names])
+    await imported(devices, [(name, "tracker", {"version": "1.0"}) for name in names])
     for limit in (1, 10, 138, 500):
         seen, cursor, pages = list[str](), None, 0
         while True:
@@ -359,9 +507,9 @@ async def test_pages_hold_every_device_once_whatever_their_size(devices: RedisDe
 
 
 async def test_a_page_is_not_shifted_by_devices_that_come(devices: RedisDevices) -> None:
-    await devices.import_devices([(f"b{number}", "tracker", None) for number in range(60)])
+    await imported(devices, [(f"b{number}", "tracker", None) for number in range(60)])
     page, cursor = await devices.page_devices(cursor=None, limit=30)
-    await devices.import_devices([(f"a{number}", "tracker", None) for number in range(60)])
+    await imported(devices, [(f"a{number}", "tracker", None) for number in range(60)])
     rest, end = await devices.page_devices(cursor=cursor, limit=500)
     assert end is None
     seen = [state.identifier for state in (*page, *rest) if state.identifier.startswith("b")]
@@ -369,8 +517,8 @@ async def test_a_page_is_not_shifted_by_devices_that_come(devices: RedisDevices)
 
 
 async def test_pages_and_scans_of_one_type_hold_no_other(devices: RedisDevices) -> None:
-    await devices.import_devices([(f"t{number}", "tracker", {"version": "tracker"}) for number in range(40)])
-    await devices.import_devices([(f"g{number}", "gateway", {"version": "gateway"}) for number in range(3)])
+    await imported(devices, [(f"t{number}", "tracker", {"version": "tracker"}) for number in range(40)])
+    await imported(devices, [(f"g{number}", "gateway", {"version": "gateway"}) for number in range(3)])
     await devices.put_device("many", "gateway", {f"attribute{number}": "1" for number in range(9)})
     page, cursor = await devices.page_devices(cursor=None, limit=4, device_type="gateway")
     assert {state.identifier for state in page} == {"g0", "g1", "g2", "many"}
@@ -394,7 +542,7 @@ async def test_with_many_buckets_and_few_devices_a_scan_finds_them_all(redis: Re
     many = await open_layout(redis, prefix=f"{keys.prefix}:many", buckets=65_536)
     devices = RedisDevices(redis, many)
     names = {f"d{number}" for number in range(50)} | {"n" * 90}
-    await devices.import_devices([(name, "tracker", None) for name in names])
+    await imported(devices, [(name, "tracker", None) for name in names])
     assert {state.identifier async for state in devices.scan_devices()} == names
     first, cursor = await devices.page_devices(cursor=None, limit=30)
     rest, _ = await devices.page_devices(cursor=cursor, limit=30)
@@ -490,7 +638,7 @@ async def test_memory_per_device_is_at_most_100_bytes(redis: Redis, keys: Keys) 
     ]
     try:
         before = (await redis.info("memory"))["used_memory"]
-        await devices.import_devices(batch)
+        await imported(devices, batch)
         used = (await redis.info("memory"))["used_memory"] - before
         assert used / len(batch) <= 100, f"{used / len(batch):.1f} bytes per device"
     finally:

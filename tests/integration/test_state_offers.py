@@ -15,7 +15,7 @@ from ota_hook.ports import Report
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
-from tests.integration.hot_state import HotState, answered, hot_state
+from tests.integration.hot_state import HotState, answered, hot_state, imported
 
 OFFER = OpenOffer(
     module="main",
@@ -156,7 +156,7 @@ async def test_deleting_a_firmware_cancels_its_open_offers_and_no_others(
     devices: RedisDevices, offers: RedisOffers, hot: HotState
 ) -> None:
     names = [f"d{number}" for number in range(30)]
-    await devices.import_devices([(name, "tracker", {"version": "1.0"}) for name in names])
+    await imported(devices, [(name, "tracker", {"version": "1.0"}) for name in names])
     for name in names:
         await hot.record(name, OFFER)
         await hot.record(name, replace(OFFER, module="mcu", firmware_id="01JMCU", version=OFFER.firmware_id))

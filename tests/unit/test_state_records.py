@@ -24,6 +24,7 @@ from ota_hook.model import (
     ReportedVersion,
     Rule,
     SettledOffer,
+    is_tag,
 )
 from ota_hook.state.documents import decode_document, encode_document
 from ota_hook.state.keys import Keys, as_bytes, as_text, checked_prefix
@@ -33,13 +34,16 @@ from ota_hook.state.records import (
     pack_device,
     pack_offer,
     type_prefix,
+    unpack_bucket,
     unpack_device,
     unpack_offers,
     unpack_settled,
 )
 
 any_text = st.text(st.characters(), max_size=40)  # lone surrogates too
-versions = st.dictionaries(any_text, st.builds(ReportedVersion, any_text, st.integers(0, 2**53 - 1)), max_size=6)
+attributes = st.text(st.characters(), min_size=1, max_size=40)
+versions = st.dictionaries(attributes, st.builds(ReportedVersion, any_text, st.integers(0, 2**53 - 1)), max_size=6)
+tags = st.lists(st.text(max_size=70).filter(is_tag), max_size=32, unique=True).map(sorted).map(tuple)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
@@ -57,17 +61,31 @@ offers = st.builds(
 )
 
 
-@given(any_text, versions)
-def test_a_device_comes_back_as_it_was_packed(device_type: str, reported: dict[str, ReportedVersion]) -> None:
-    state = DeviceState(identifier="d", device_type=device_type, versions=reported)
-    assert unpack_device("d", pack_device(device_type, reported)) == state
-
-
-@given(any_text, versions)
-def test_a_packed_device_is_never_skipped_when_its_type_is_looked_for(
-    device_type: str, reported: dict[str, ReportedVersion]
+@given(any_text, versions, tags)
+def test_a_device_comes_back_as_it_was_packed(
+    device_type: str, reported: dict[str, ReportedVersion], tagged: tuple[str, ...]
 ) -> None:
-    assert may_be_of_type(pack_device(device_type, reported), type_prefix(device_type))
+    state = DeviceState(identifier="d", device_type=device_type, versions=reported, tags=tagged)
+    assert unpack_device("d", pack_device(device_type, reported, tagged)) == state
+
+
+@given(any_text, versions, tags)
+def test_a_packed_device_is_never_skipped_when_its_type_is_looked_for(
+    device_type: str, reported: dict[str, ReportedVersion], tagged: tuple[str, ...]
+) -> None:
+    assert may_be_of_type(pack_device(device_type, reported, tagged), type_prefix(device_type))
+
+
+def test_a_device_without_tags_takes_no_room_for_them() -> None:
+    assert pack_device("tracker", {}) == msgpack.packb(["tracker"])
+    assert pack_device("tracker", {}, ("a", "b")) == msgpack.packb(["tracker", "", 0, "a b"])
+
+
+def test_an_empty_state_in_the_compact_half_of_a_bucket_is_read_from_the_long_half() -> None:
+    compact = msgpack.packb([b"a", b"1", b"long", b"", b"vanished", b""])
+    long = msgpack.packb([b"long", b"2", b"i" * 65, b"3"])
+    assert dict(unpack_bucket(compact + long)) == {b"a": b"1", b"long": b"2", b"i" * 65: b"3"}
+    assert list(unpack_bucket(msgpack.packb([]) + msgpack.packb([]))) == []
 
 
 def test_a_packed_device_of_another_type_is_skipped() -> None:

@@ -1,0 +1,102 @@
+"""One import at work: lines are read while the devices before them are on their way to the store.
+
+Memory is bounded by two batches, whatever the body's length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from fastapi import Request
+
+from admin_api.bodies import read_line_slices, require_lines
+from admin_api.context import AdminContext
+from admin_api.device_lines import DeviceLines
+from admin_api.documents import ImportOut, LineError
+from ota_hook.errors import InputError
+from ota_hook.ports import DeviceEntry, DeviceImport, DeviceStore
+
+BATCH: Final = 1_000
+"""Devices; packing them for Redis takes some milliseconds, in which nothing else runs."""
+_ERRORS_SHOWN: Final = 100
+
+
+async def run_import(context: AdminContext, request: Request, *, dry_run: bool) -> ImportOut:
+    """Read the body and write its devices; with `dry_run`, only say what would be done."""
+    lines = DeviceLines(context.catalogue, require_lines(request))
+    target: DeviceImport = _DryRun(context.devices) if dry_run else await context.devices.begin_import()
+    done = ImportOut(created=0, replaced=0, failed=0, dry_run=dry_run, errors=[])
+
+    async def write(batch: Sequence[DeviceEntry]) -> None:
+        created, replaced = await target.write(batch)
+        done.created += created
+        done.replaced += replaced
+
+    batch: list[DeviceEntry] = []
+    async with _OneBehind(write) as writing:
+        async for numbered in read_line_slices(request):
+            for number, line in numbered:
+                if lines.needs_header:
+                    lines.take_header(line)
+                    continue
+                try:
+                    batch.append(lines.read(line))
+                except InputError as exc:
+                    done.failed += 1
+                    if len(done.errors) < _ERRORS_SHOWN:
+                        done.errors.append(LineError(line=number, detail=exc.detail))
+            if len(batch) >= BATCH:
+                await writing.start(batch)
+                batch = []
+        await writing.start(batch)
+        await writing.finish()
+    if lines.needs_header:
+        raise InputError("The CSV has no line that names its columns.")
+    await target.confirm()
+    return done
+
+
+class _DryRun:
+    """A DeviceImport that only counts."""
+
+    def __init__(self, devices: DeviceStore) -> None:
+        self._devices = devices
+
+    async def write(self, devices: Sequence[DeviceEntry]) -> tuple[int, int]:
+        created = await self._devices.count_unknown(list({device.identifier for device in devices}))
+        return created, len(devices) - created
+
+    async def confirm(self) -> None:
+        """Nothing was written."""
+
+
+class _OneBehind:
+    """Writes one batch beside its caller, who waits where the one before is not written yet: order stays."""
+
+    def __init__(self, write: Callable[[Sequence[DeviceEntry]], Awaitable[None]]) -> None:
+        self._write = write
+        self._task: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def start(self, batch: Sequence[DeviceEntry]) -> None:
+        await self.finish()
+        if batch:
+            self._task = asyncio.ensure_future(self._write(batch))
+
+    async def finish(self) -> None:
+        """Return when what was started is written; raises what went wrong."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            await task

@@ -1,0 +1,222 @@
+"""Devices as lines of NDJSON or CSV, both ways: what a line says, judged by the catalogue, and how a device is written.
+
+Knows no request and no store.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import orjson
+from pydantic import ValidationError
+
+from admin_api.bodies import CSV
+from admin_api.documents import NewDevice
+from admin_api.faults import describe_fault
+from ota_hook.admission import check_distinct, check_version, find_type
+from ota_hook.errors import InputError
+from ota_hook.model import TAGS_MAX, DeviceState, is_direct_identifier, is_tag
+from ota_hook.ports import DeviceEntry, SnapshotSource
+from ota_hook.snapshot import Snapshot
+
+_FIELDS: Final = frozenset({"identifier", "type", "versions", "tags"})
+_FIXED_COLUMNS: Final = ("identifier", "type", "tags")
+_VERSION_COLUMN: Final = "versions."
+_BOM: Final = b"\xef\xbb\xbf"
+_REMEMBERED: Final = 10_000
+"""Texts that were found good; a fleet has few versions and few sets of tags."""
+
+
+def admit_versions(snapshot: Snapshot, type_key: str, versions: Mapping[str, Any] | None) -> None:
+    """Refuse an unknown type, and versions that the type does not keep."""
+    device_type = find_type(snapshot, type_key, field="type")
+    for attribute in versions or ():
+        if attribute not in device_type.version_attributes:
+            raise InputError(
+                f"{attribute!r} is not a version attribute of the device type {type_key!r}"
+                f" ({', '.join(device_type.version_attributes)}).",
+                field=f"versions.{attribute}",
+            )
+
+
+# ---- reading
+
+
+class DeviceLines:
+    """Reads the lines of one import in their order; of CSV the first is the header."""
+
+    def __init__(self, catalogue: SnapshotSource, media_type: str) -> None:
+        self._catalogue = catalogue
+        self._columns: list[str] | None = None
+        self.needs_header = media_type == CSV
+        self._good_versions: set[str] = set()
+        self._good_tags: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def take_header(self, line: bytes) -> None:
+        """Read the names of the columns. InputError where they can't be used: then no line can."""
+        columns = [name.strip() for name in _read_row(line.removeprefix(_BOM))]
+        unknown = [name for name in columns if name not in _FIXED_COLUMNS and not _is_version_column(name)]
+        if unknown or "identifier" not in columns or "type" not in columns:
+            reason = f"{unknown[0][:64]!r} is no column." if unknown else "`identifier` and `type` must be among them."
+            raise InputError(
+                f"The first line must name the columns: identifier, type, tags, versions.NAME. {reason}",
+                mend="Separate them by commas.",
+            )
+        check_distinct(columns)
+        self._columns = columns
+        self.needs_header = False
+
+    def read(self, line: bytes) -> DeviceEntry:
+        """The device of a line. InputError says what is wrong with it."""
+        try:
+            document = orjson.loads(line) if self._columns is None else _read_cells(self._columns, line)
+        except orjson.JSONDecodeError as exc:
+            raise InputError("The line is not JSON.") from exc
+        return self._read_plain(document) or self._read_closely(document)
+
+    def _read_plain(self, document: Any) -> DeviceEntry | None:  # noqa: ANN401 - any JSON
+        """The device of a line that is plainly good, as most are; None where a closer look must tell."""
+        if type(document) is not dict or not document.keys() <= _FIELDS:
+            return None
+        identifier, device_type = document.get("identifier"), document.get("type")
+        if type(identifier) is not str or type(device_type) is not str or not is_direct_identifier(identifier):
+            return None
+        kept = self._catalogue.current.kept_by_type.get(device_type)
+        versions, tags = document.get("versions"), document.get("tags")
+        if kept is None or not (versions is None or self._are_good_versions(versions, kept)):
+            return None
+        if tags is not None:
+            tags = self._sort_tags(tags)
+            if tags is None:
+                return None
+        return DeviceEntry(identifier, device_type, versions, tags)
+
+    def _read_closely(self, document: object) -> DeviceEntry:
+        try:
+            device = NewDevice.model_validate(document)
+        except ValidationError as exc:
+            raise InputError(describe_fault(exc.errors(include_url=False)[0], whole="The line")[1]) from exc
+        admit_versions(self._catalogue.current, device.type, device.versions)
+        return DeviceEntry(device.identifier, device.type, device.versions, device.sorted_tags)
+
+    def _are_good_versions(self, versions: Any, kept: frozenset[str]) -> bool:  # noqa: ANN401
+        if type(versions) is not dict:
+            return False
+        for attribute, text in versions.items():
+            if attribute not in kept or type(text) is not str:
+                return False
+            if text not in self._good_versions:
+                if not _is_trimmed_version(text):
+                    return False
+                if len(self._good_versions) == _REMEMBERED:
+                    self._good_versions.clear()
+                self._good_versions.add(text)
+        return True
+
+    def _sort_tags(self, tags: Any) -> tuple[str, ...] | None:  # noqa: ANN401
+        if type(tags) is not list or len(tags) > TAGS_MAX or not all(type(tag) is str for tag in tags):
+            return None
+        given = tuple(tags)
+        good = self._good_tags.get(given)
+        if good is None:
+            if len(set(given)) != len(given) or not all(map(is_tag, given)):
+                return None
+            if len(self._good_tags) == _REMEMBERED:
+                self._good_tags.clear()
+            good = self._good_tags[given] = tuple(sorted(given))
+        return good
+
+
+def _is_trimmed_version(text: str) -> bool:
+    try:
+        return check_version(text) == text
+    except InputError:
+        return False
+
+
+def _is_version_column(name: str) -> bool:
+    return name.startswith(_VERSION_COLUMN) and name != _VERSION_COLUMN
+
+
+def _read_row(line: bytes) -> list[str]:
+    """The cells of a line. A quoted cell ends on its line: no value of ours holds a line break."""
+    try:
+        return next(csv.reader([line.decode().rstrip("\r\n")], strict=True), [])
+    except UnicodeDecodeError as exc:
+        raise InputError("The line is not UTF-8.") from exc
+    except csv.Error as exc:
+        raise InputError(f"The line is not CSV: {exc}.") from exc
+
+
+def _read_cells(columns: list[str], line: bytes) -> dict[str, Any]:
+    """A line of CSV as the object that NDJSON would have. What has no column is not said."""
+    cells = _read_row(line)
+    if len(cells) != len(columns):
+        raise InputError(f"The line has {len(cells)} values, and the header names {len(columns)}.")
+    document: dict[str, Any] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if column == "tags":
+            document["tags"] = cell.split()
+        elif column in _FIXED_COLUMNS:
+            document[column] = cell
+        else:
+            versions = document.setdefault("versions", {})
+            if cell:
+                versions[column.removeprefix(_VERSION_COLUMN)] = cell
+    return document
+
+
+# ---- writing
+
+
+class DeviceOutput(Protocol):
+    """Writes devices; `take` returns what was written since it was last asked."""
+
+    def add(self, device: DeviceState) -> None: ...
+
+    def take(self) -> bytes: ...
+
+
+class NdjsonOutput:
+    """A JSON object a line, as an import reads it."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def add(self, device: DeviceState) -> None:
+        line = {
+            "identifier": device.identifier,
+            "type": device.device_type,
+            "versions": {attribute: version.text for attribute, version in sorted(device.versions.items())},
+            "tags": device.tags,
+        }
+        self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+    def take(self) -> bytes:
+        written = b"".join(self._lines)
+        self._lines.clear()
+        return written
+
+
+class CsvOutput:
+    """A header and a line per device (RFC 4180), as an import reads them; versions of other attributes are left out."""
+
+    def __init__(self, attributes: Iterable[str]) -> None:
+        self._attributes = sorted(attributes)
+        self._text = io.StringIO(newline="")
+        self._writer = csv.writer(self._text)
+        self._writer.writerow((*_FIXED_COLUMNS, *(_VERSION_COLUMN + attribute for attribute in self._attributes)))
+
+    def add(self, device: DeviceState) -> None:
+        versions = device.versions
+        texts = [versions[attribute].text if attribute in versions else "" for attribute in self._attributes]
+        self._writer.writerow((device.identifier, device.device_type, " ".join(device.tags), *texts))
+
+    def take(self) -> bytes:
+        written = self._text.getvalue().encode()
+        self._text.seek(0)
+        self._text.truncate()
+        return written

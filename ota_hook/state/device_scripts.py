@@ -1,0 +1,246 @@
+"""The Lua scripts that read and write devices; devices.py, device_import.py and hot.py say what runs when.
+
+A device's state is packed as records.py says. Tags stand there under the attribute with the empty name, so that a
+report, which never names it, leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ota_hook.state.connection import Script
+from ota_hook.state.offers import OFFERS_LUA
+from ota_hook.state.records import COMPACT_MAX_BYTES, TAGS_ATTRIBUTE
+
+_DEVICE_LUA: Final = f"""
+local COMPACT = {COMPACT_MAX_BYTES}
+local TAGS = '{TAGS_ATTRIBUTE}'
+local function read_device(compact, long, identifier)
+  if #identifier <= COMPACT then
+    local packed = redis.call('HGET', compact, identifier)
+    if packed ~= '' then return packed end
+  end
+  return redis.call('HGET', long, identifier)
+end
+local function write_device(compact, long, identifier, packed, stored)
+  if #identifier <= COMPACT and #packed <= COMPACT then
+    redis.call('HSET', compact, identifier, packed)
+    if stored and #stored > COMPACT then redis.call('HDEL', long, identifier) end
+    return
+  end
+  redis.call('HSET', long, identifier, packed)
+  if #identifier <= COMPACT then redis.call('HSET', compact, identifier, '') end
+end
+local function find_attribute(device, attribute)
+  for i = 2, #device, 3 do
+    if device[i] == attribute then return i end
+  end
+  return nil
+end
+local function set_attribute(device, attribute, text)
+  local at = find_attribute(device, attribute) or #device + 1
+  device[at], device[at + 1], device[at + 2] = attribute, 0, text
+end
+local function forget_attribute(device, attribute)
+  local at = find_attribute(device, attribute)
+  for _ = 1, at and 3 or 0 do table.remove(device, at) end
+end
+local function set_tags(device, text)
+  if text == '' then forget_attribute(device, TAGS) else set_attribute(device, TAGS, text) end
+end
+"""
+"""Of each script but IMPORT and SCAN, KEYS 1 and 2 are the compact and the long hash of the device's bucket, KEYS 3 its
+open offers and KEYS 4 its history. `stored` is what `read_device` found. A text for tags is '' where nothing is said of
+them, and else '=' and the tags.
+"""
+
+LOAD: Final = Script(
+    _DEVICE_LUA
+    + """
+local packed = read_device(KEYS[1], KEYS[2], ARGV[1])
+if not packed then return false end
+return {packed, redis.call('HGET', KEYS[3], ARGV[1])}
+"""
+)
+
+REPORT: Final = Script(
+    _DEVICE_LUA
+    + """
+local identifier, reported_at, refresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local expected, register = ARGV[4], ARGV[5] == '1'
+local packed = read_device(KEYS[1], KEYS[2], identifier)
+local device
+if packed then
+  device = cmsgpack.unpack(packed)
+  if expected ~= '' and device[1] ~= expected then return false end
+elseif register then
+  device = {expected}
+else
+  return false
+end
+local changed = not packed
+for i = 6, #ARGV, 3 do
+  local attribute, text, keepers = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if keepers == '*' or string.find(keepers, '\\n' .. device[1] .. '\\n', 1, true) then
+    local at = find_attribute(device, attribute)
+    if not at then
+      at = #device + 1
+      device[at] = attribute
+      device[at + 1], device[at + 2] = reported_at, text
+      changed = true
+    elseif reported_at >= device[at + 1] then
+      if device[at + 2] ~= text or reported_at - device[at + 1] > refresh then
+        device[at + 1], device[at + 2] = reported_at, text
+        changed = true
+      end
+    end
+  end
+end
+if changed then
+  local stored = packed
+  packed = cmsgpack.pack(device)
+  write_device(KEYS[1], KEYS[2], identifier, packed, stored)
+end
+return {packed, redis.call('HGET', KEYS[3], identifier)}
+"""
+)
+
+# '' expects nothing, '*' any device, and else the digests stand between line breaks.
+_EXPECTED_LUA: Final = """
+local function is_one_of(digests, digest)
+  if not digest then return false end
+  return digests == '*' or string.find(digests, '\\n' .. digest .. '\\n', 1, true) ~= nil
+end
+local function find_conflict(stored, digests, other_than)
+  local digest = stored and redis.sha1hex(stored)
+  if digests ~= '' and not is_one_of(digests, digest) then return 'changed' end
+  if other_than ~= '' and is_one_of(other_than, digest) then return 'there' end
+  return nil
+end
+"""
+
+CREATE: Final = Script(
+    _DEVICE_LUA
+    + """
+if read_device(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+write_device(KEYS[1], KEYS[2], ARGV[1], ARGV[2], false)
+return 1
+"""
+)
+
+_PUT_LUA: Final = """
+local function put_device(keys, stored, identifier, device_type, packed, tags)
+  if packed == stored then return {} end
+  local device = stored and cmsgpack.unpack(stored) or {device_type}
+  local cancelled = {}
+  if device[1] ~= device_type then
+    cancelled = cancel_all(identifier, keys[3], keys[4])
+    device[1] = device_type
+  end
+  if packed == '' then
+    if tags ~= '' then set_tags(device, string.sub(tags, 2)) end
+    packed = cmsgpack.pack(device)
+  elseif tags == '' then
+    local at = find_attribute(device, TAGS)
+    if at then
+      local text = device[at + 2]
+      device = cmsgpack.unpack(packed)
+      set_tags(device, text)
+      packed = cmsgpack.pack(device)
+    end
+  end
+  if packed ~= stored then write_device(keys[1], keys[2], identifier, packed, stored) end
+  return cancelled
+end
+"""
+"""`packed` is the whole state but for tags of which nothing is said; '' where nothing is said of versions."""
+
+PUT: Final = Script(
+    _DEVICE_LUA
+    + _EXPECTED_LUA
+    + OFFERS_LUA
+    + _PUT_LUA
+    + """
+local stored = read_device(KEYS[1], KEYS[2], ARGV[3])
+local conflict = find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
+local cancelled = put_device(KEYS, stored, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+return {stored and 0 or 1, cancelled}
+"""
+)
+
+IMPORT: Final = Script(
+    _DEVICE_LUA
+    + OFFERS_LUA
+    + _PUT_LUA
+    + """
+local created, cancelled = 0, {}
+for i = 1, #ARGV, 4 do
+  local keys = {KEYS[i], KEYS[i + 1], KEYS[i + 2], KEYS[i + 3]}
+  local stored = read_device(keys[1], keys[2], ARGV[i])
+  if not stored then created = created + 1 end
+  for _, firmware in ipairs(put_device(keys, stored, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])) do
+    cancelled[#cancelled + 1] = firmware
+  end
+end
+return {created, cancelled}
+"""
+)
+"""Four keys and the last four arguments of PUT per device, for devices that one server has. Each device is written as
+by PUT; how many were created, and the firmware whose offers were cancelled."""
+
+PATCH: Final = Script(
+    _DEVICE_LUA
+    + _EXPECTED_LUA
+    + OFFERS_LUA
+    + """
+local identifier, device_type, tags = ARGV[3], ARGV[4], ARGV[5]
+local stored = read_device(KEYS[1], KEYS[2], identifier)
+if not stored then return false end
+local conflict = find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
+local device = cmsgpack.unpack(stored)
+local cancelled = {}
+if device_type ~= '' and device[1] ~= device_type then
+  cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
+  device[1] = device_type
+end
+for i = 6, #ARGV, 3 do
+  if ARGV[i + 1] == '1' then set_attribute(device, ARGV[i], ARGV[i + 2]) else forget_attribute(device, ARGV[i]) end
+end
+if tags ~= '' then set_tags(device, string.sub(tags, 2)) end
+local packed = cmsgpack.pack(device)
+if packed ~= stored then write_device(KEYS[1], KEYS[2], identifier, packed, stored) end
+return {packed, redis.call('HGET', KEYS[3], identifier), cancelled}
+"""
+)
+
+DELETE: Final = Script(
+    _DEVICE_LUA
+    + _EXPECTED_LUA
+    + OFFERS_LUA
+    + """
+local identifier = ARGV[3]
+local stored = read_device(KEYS[1], KEYS[2], identifier)
+local conflict = stored and find_conflict(stored, ARGV[1], ARGV[2])
+if conflict then return conflict end
+local cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
+redis.call('DEL', KEYS[4])
+local gone = redis.call('HDEL', KEYS[1], identifier) + redis.call('HDEL', KEYS[2], identifier)
+return {gone > 0 and 1 or 0, cancelled}
+"""
+)
+
+SCAN: Final = Script(
+    """
+local blobs = {}
+for i = 1, #KEYS, 2 do
+  local compact, long = redis.call('HGETALL', KEYS[i]), redis.call('HGETALL', KEYS[i + 1])
+  blobs[#blobs + 1] = #compact + #long > 0 and cmsgpack.pack(compact, long) or ''
+end
+return blobs
+"""
+)
+"""KEYS are the compact and the long hash of each bucket; per bucket a blob (see records.unpack_bucket), '' where there
+is no device.
+"""
