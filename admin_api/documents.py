@@ -100,10 +100,7 @@ Attributes = Annotated[
 Extra = Annotated[
     Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", ["signature"]))
 ]
-Scheme = Annotated[
-    Literal["auto", "semver"],
-    BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
-]
+Scheme = Literal["auto", "semver", "pep440", "debian"]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
 NoTags = Annotated[list[str] | None, Field(max_length=0), BeforeValidator(_refuse_tags)]
 NoSelector = Annotated[None, BeforeValidator(_not_available("Tags and percentage are"))]
