@@ -80,9 +80,9 @@ cdef tuple _memos = ({}, {}, {}, {})  # by scheme
 
 
 def version_key(scheme not None, text not None):
-    """The text's key in `scheme` ("auto", "semver", "pep440", "debian"); bytes order is version order. None: not a version there.
+    """The text's key in `scheme` ("auto", "semver", "pep440", "debian"); None: not a version there.
 
-    Never raises on any text; an unknown scheme raises ValueError.
+    The order of the bytes is the order of the versions. Never raises on any text; an unknown scheme raises ValueError.
     """
     return key_in(scheme_named(scheme), plain(text))
 

@@ -3,84 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import semver
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ota_hook._matcher import FirmwareEntry, FirmwareIndex
 from ota_hook._versions import version_key
 from tests import oracle
+from tests.property.version_texts import ANY_TEXT, NUMBERS, PIECES, WORDS, neighbours, texts_for, versions_for
 
-SCHEMES = ("auto", "semver")
-NUMBERS = st.one_of(
-    st.sampled_from(["0", "1", "2", "9", "10", "00", "01", "007"]), st.text("0123456789", min_size=1, max_size=30)
-)
-WORDS = st.one_of(
-    st.sampled_from(
-        ["dev", "snapshot", "nightly", "alpha", "a", "beta", "b", "pre", "preview", "rc", "B", "RC", "Alpha"]
-    ),
-    st.sampled_from(["v", "V", "ver", "version", "hotfix", "post", "g", "z", "za", "r", "c", "spc"]),
-    st.text("abcvz", min_size=1, max_size=4),
-)
-SEPARATORS = st.sampled_from(
-    [".", ".", ".", "-", "-", "_", "~", " ", "+", "+", "é", "\x00", "٣", "ſ", "K", "²", "\u3000"]
-)
-PIECES = st.lists(st.one_of(NUMBERS, WORDS, SEPARATORS), min_size=1, max_size=12)
-ANY_TEXT = st.one_of(st.text(), st.text(st.characters(), max_size=140), st.text("01ab+.- ", max_size=160))
-
-# Few and short, so that two texts made of them often tie or nearly tie.
-TOKENS = st.one_of(
-    st.sampled_from([".0", ".0", ".0", ".1", ".1", ".2", ".10", ".00", "0", " ", "_", "+", "+0", "+1"]),
-    st.sampled_from(["-rc", "rc1", ".a1", "b0", ".dev", "-dev1", "-snapshot", ".nightly", "-alpha", ".beta.", "-pre"]),
-    st.sampled_from(["-a", "a", "-x", ".x", "x1", ".xy", "-v", "v1"]),
-)
-
-SEMVER_NUMBERS = st.sampled_from(["0", "1", "2", "9", "10", "99999999999999999999"])
-SEMVER_PRE = st.lists(
-    st.sampled_from(["0", "1", "2", "9", "10", "99999999999999999999", "alpha", "beta", "a", "aa", "rc", "RC", "rc1"])
-    | st.sampled_from(["rc10", "x-y-z", "-", "-1", "0a", "1a", "01a"]),
-    max_size=4,
-)
-SEMVER_BUILD = st.lists(st.sampled_from(["0", "001", "build", "-", "sha-5114f85"]), max_size=3)
-
-
-@st.composite
-def semver_texts(draw: st.DrawFn, *, stray: bool) -> str:
-    """SemVer, often of one core so that what stands behind it decides. With `stray`, now and then it is spoiled."""
-    text = draw(st.just("1.0.0") | st.lists(SEMVER_NUMBERS, min_size=3, max_size=3).map(".".join))
-    if pre := draw(SEMVER_PRE):
-        text += "-" + ".".join(pre)
-    if build := draw(SEMVER_BUILD):
-        text += "+" + ".".join(build)
-    if stray and draw(st.integers(0, 3)) == 0:
-        at = draw(st.integers(0, len(text)))
-        text = (
-            text[:at] + draw(st.sampled_from(["0", ".", "-", "+", "v", " ", "_", "é", ".01", "-01", ".."])) + text[at:]
-        )
-    return text
-
-
-@st.composite
-def neighbours(draw: st.DrawFn, count: int) -> list[str]:
-    """Texts that begin alike and differ in few tokens, so that ties and near ties are common."""
-    first = draw(st.sampled_from(["1", "0", "v1", "ver", "v", "1.0", "fw-1"]))
-    beginning = first + "".join(draw(st.lists(TOKENS, max_size=4)))
-    return [beginning + "".join(draw(st.lists(TOKENS, max_size=3))) for _ in range(count)]
-
-
-def versions_for(scheme: str, count: int) -> st.SearchStrategy[list[str]]:
-    """Texts that are versions, nearly all of them in `auto` and all in `semver`."""
-    if scheme == "semver":
-        return st.lists(semver_texts(stray=False), min_size=count, max_size=count)
-    return st.one_of(
-        neighbours(count), neighbours(count), st.lists(PIECES.map("".join), min_size=count, max_size=count)
-    )
-
-
-def texts_for(scheme: str, count: int) -> st.SearchStrategy[list[str]]:
-    strays = semver_texts(stray=True) if scheme == "semver" else PIECES.map("".join)
-    anything = st.lists(st.one_of(ANY_TEXT, strays), min_size=count, max_size=count)
-    return st.one_of(versions_for(scheme, count), versions_for(scheme, count), anything)
+SCHEMES = ("auto", "semver", "pep440", "debian")
 
 
 def key_sign(scheme: str, left: str, right: str) -> int | None:
@@ -180,15 +111,6 @@ def test_a_build_part_makes_a_version_newer_but_not_newer_than_the_next(texts: l
         assert (plain < next_key) == (built < next_key)
 
 
-@given(semver_texts(stray=True), semver_texts(stray=True))
-def test_semver_keys_order_as_the_semver_package_compares(left: str, right: str) -> None:
-    for text in (left, right):
-        assert (version_key("semver", text) is not None) == semver.Version.is_valid(text.strip())
-    left, right = left.strip(), right.strip()
-    assume(semver.Version.is_valid(left) and semver.Version.is_valid(right))
-    assert key_sign("semver", left, right) == semver.Version.parse(left).compare(right)
-
-
 @given(st.sampled_from(SCHEMES), ANY_TEXT)
 def test_no_text_raises(scheme: str, text: str) -> None:
     assert (version_key(scheme, text) is not None) == oracle.is_version(scheme, text)
@@ -200,7 +122,13 @@ def test_no_text_raises(scheme: str, text: str) -> None:
 # --- the index --------------------------------------------------------------------------------------------------------
 
 KNOWN_VERSIONS = ("1.0.0", "1.0.0-rc.1", "1.0.1", "1.1.0", "1.1.0+4", "2.0.0")
-AUTO_VERSIONS = (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1.0-hotfix", "2")
+VERSIONS = {
+    "auto": (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1.0-hotfix", "2"),
+    "semver": KNOWN_VERSIONS,
+    "pep440": (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.0rc1", "1.1.0.post1", "1!0.5"),
+    "debian": (*KNOWN_VERSIONS, "1.0", "0:1.0", " 1.0.1 ", "1.0.0~rc1", "1.0.0-0", "1:0.5"),
+}
+EVERY_VERSION = sorted({version for versions in VERSIONS.values() for version in versions})
 SOURCES = ("1.0.0", "1.0.1", " 1.0.1 ", "1.1.0", "2.0.0", "1.0", "none", "")
 IDENTIFIERS = ("d1", "d2", "d3", "d4")
 
@@ -212,7 +140,7 @@ def entries_for(draw: st.DrawFn, scheme: str) -> list[FirmwareEntry]:
         sources = tuple(draw(st.lists(st.sampled_from(SOURCES), max_size=3)))
         entry = FirmwareEntry(
             id=f"F{place * 7 % 11:02}",  # no two alike, and not in the order of the list
-            version=draw(st.sampled_from(AUTO_VERSIONS if scheme == "auto" else KNOWN_VERSIONS)),
+            version=draw(st.sampled_from(VERSIONS[scheme])),
             enabled=draw(st.sampled_from([True, True, True, False])),
             devices=draw(st.none() | st.frozensets(st.sampled_from(IDENTIFIERS))),
             source_versions=sources,
@@ -228,7 +156,7 @@ def entries_for(draw: st.DrawFn, scheme: str) -> list[FirmwareEntry]:
 def test_resolve_and_explain_agree_with_the_oracle(scheme: str, data: st.DataObject) -> None:
     entries = data.draw(entries_for(scheme))
     index = FirmwareIndex(scheme, entries)
-    current = data.draw(st.sampled_from([*AUTO_VERSIONS, *SOURCES, "1.0.1\t", None]) | ANY_TEXT)
+    current = data.draw(st.sampled_from([*EVERY_VERSION, *SOURCES, "1.0.1\t", None]) | ANY_TEXT)
     assert len(index) == len(entries)
     for identifier in (*IDENTIFIERS, "elsewhere"):
         if current is not None:
@@ -236,7 +164,7 @@ def test_resolve_and_explain_agree_with_the_oracle(scheme: str, data: st.DataObj
         assert index.explain(identifier, current) == oracle.explain(scheme, entries, identifier, current)
 
 
-@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS), st.randoms())
+@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(VERSIONS["auto"]), st.randoms())
 @example([], "d1", "1.0", None)
 def test_the_order_of_entries_says_nothing(
     entries: list[FirmwareEntry], identifier: str, current: str, random: object
@@ -249,7 +177,7 @@ def test_the_order_of_entries_says_nothing(
     )
 
 
-@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(AUTO_VERSIONS))
+@given(entries_for("auto"), st.sampled_from(IDENTIFIERS), st.sampled_from(VERSIONS["auto"]))
 def test_upgrades_without_downgrades_end(entries: list[FirmwareEntry], identifier: str, current: str) -> None:
     entries = [entry._replace(allow_downgrade=False) for entry in entries]
     index = FirmwareIndex("auto", entries)
