@@ -98,6 +98,25 @@ async def test_every_field_of_a_device_type_is_kept(admin: Admin) -> None:
     assert {name: document[name] for name in fields} == fields
 
 
+@pytest.mark.parametrize(
+    ("scheme", "version", "no_version"),
+    [
+        ("auto", "GD32_V1.0.2", "stable"),
+        ("semver", "1.0.0-rc.1", "1.0"),
+        ("pep440", "1.0.post1", "1.0-hotfix"),
+        ("debian", "1:1.0~rc1-2", "v1.0"),
+    ],
+)
+async def test_a_device_type_takes_the_versions_of_its_scheme_alone(
+    admin: Admin, scheme: str, version: str, no_version: str
+) -> None:
+    assert (await admin.create_type(version_scheme=scheme))["version_scheme"] == scheme
+    await admin.create_firmware(version)
+    document = problem(await admin.upload(no_version), 422)
+    assert [error["field"] for error in document["errors"]] == ["version"]
+    assert f"'{scheme}'" in document["detail"]
+
+
 async def test_a_second_device_type_of_a_key_is_refused(admin: Admin) -> None:
     await admin.create_type()
     problem(await admin.api.post("/device-types", json={"key": "DU"}), 409)

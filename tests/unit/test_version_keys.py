@@ -158,6 +158,9 @@ def test_128_bytes_are_a_version_and_129_are_none() -> None:
     assert version_key("auto", "1" + "é" * 64) is None
     assert version_key("semver", "1.0.0-" + "a" * 122) is not None
     assert version_key("semver", "1.0.0-" + "a" * 123) is None
+    for scheme in ("pep440", "debian"):
+        assert version_key(scheme, "1." * 63 + "10") is not None
+        assert version_key(scheme, "1." * 63 + "100") is None
 
 
 def test_numbers_of_any_length_are_compared_by_value() -> None:
@@ -166,6 +169,9 @@ def test_numbers_of_any_length_are_compared_by_value() -> None:
     assert key_of("0" * 127 + "7") == key_of("7")
     core = "9" * 123
     assert key_of(f"{core}.0.0", "semver") < key_of(f"1{core}.0.0", "semver")
+    for scheme in ("pep440", "debian"):
+        assert key_of(nines, scheme) < key_of(power, scheme) < key_of("2" + "0" * 127, scheme)
+        assert key_of("0" * 127 + "7", scheme) == key_of("7", scheme)
     assert key_of("255") < key_of("256") < key_of("65536") < key_of("4294967296") < key_of("18446744073709551616")
 
 
@@ -212,15 +218,16 @@ def test_schemes_do_not_share_what_they_remember() -> None:
     for _ in range(2):
         assert version_key("semver", "1.7") is None
         assert version_key("auto", "1.7") is not None
-        assert version_key("auto", "1.7.0") != version_key("semver", "1.7.0")
+        assert len({version_key(scheme, "1.7.0") for scheme in VersionScheme}) == len(VersionScheme)
 
 
-def test_a_flood_of_texts_makes_no_memory_grow_for_ever() -> None:
-    remembered = version_key("auto", "1.2.3-flood")
-    assert version_key("auto", "1.2.3-flood") is remembered
+@pytest.mark.parametrize("scheme", VersionScheme)
+def test_a_flood_of_texts_makes_no_memory_grow_for_ever(scheme: str) -> None:
+    remembered = version_key(scheme, "1.2.3-1")
+    assert version_key(scheme, "1.2.3-1") is remembered
     for number in range(MEMO_ENTRIES + 1):
-        version_key("auto", f"0.{number}")
-    again = version_key("auto", "1.2.3-flood")
+        version_key(scheme, f"0.{number}.0")
+    again = version_key(scheme, "1.2.3-1")
     assert again == remembered
     assert again is not remembered  # it was forgotten to make room
 
