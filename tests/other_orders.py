@@ -283,5 +283,8 @@ LIBVERSION_CLASSES: Final[Mapping[str, Holds]] = {
     ),
     "words in the order of development": _in_different_ends(_one_and_the_other(PRE_RELEASE, PRE_RELEASE)),
     "zeros behind a pre-release word": _in_lower_case(_either(f"{_PRE_RELEASE_ANYWHERE}.*{_WHOLE_ZERO}")),
+    "post-release words behind a pre-release word": _in_lower_case(
+        _one_and_the_other(f"{_PRE_RELEASE_ANYWHERE}.*(?<![a-z])(?:{_POST_RELEASE})", f"{_PRE_RELEASE_ANYWHERE}.*[0-9]")
+    ),
     "post-release words and zeros": _in_different_ends(_one_and_the_other(_POST_RELEASE, _WHOLE_ZERO)),
 }
