@@ -99,10 +99,7 @@ Attributes = Annotated[
 Extra = Annotated[
     Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", ["signature"]))
 ]
-Scheme = Annotated[
-    Literal["auto", "semver"],
-    BeforeValidator(_not_available("The schemes pep440 and debian are", ["pep440", "debian"])),
-]
+Scheme = Literal["auto", "semver", "pep440", "debian"]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
 Tag = Annotated[str, _checked(check_tag)]
 Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), _checked(check_distinct)]

@@ -106,6 +106,11 @@ def plan_firmware(count: int) -> list[Firmware]:
     return planned
 
 
+def plan_one(version: str) -> Firmware:
+    """A firmware for everyone."""
+    return _firmware(version)
+
+
 def _firmware(
     version: str, *, source_versions: tuple[str, ...] = (), enabled: bool = True, device_list: str | None = None
 ) -> Firmware:

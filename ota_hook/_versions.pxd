@@ -3,6 +3,8 @@
 cdef enum Scheme:
     AUTO
     SEMVER
+    PEP440
+    DEBIAN
 
 cdef Scheme scheme_named(object name) except *
 cdef str plain(object text)

@@ -5,6 +5,8 @@ It must not know who runs a version. docs/versions.md says the orders in words; 
 Python, and the property tests hold the two equal.
 """
 
+from packaging.version import InvalidVersion, Version
+
 # A key is a run of pieces, each of which shows where it ends, so two keys first differ inside pieces of the same place
 # and bytes order is version order. The first byte of a piece is its class. Every class is below every byte that a word
 # is made of: what follows a word ends it, and a word is older than one that it begins. The classes of `auto`, in order:
@@ -16,7 +18,7 @@ cdef enum:
     NUMBER = 48
     WORD_BEHIND_PRE_RELEASE = 64
 
-# ... and of `semver`, whose pieces stand in other places and may use the same bytes:
+# ... and of the others, whose pieces stand in other places and may use the same bytes:
 
 cdef enum:
     SEMVER_PRE_RELEASE = 1
@@ -24,6 +26,33 @@ cdef enum:
     SEMVER_END = 3
     SEMVER_NUMBER = 4
     SEMVER_WORD = 5
+
+cdef enum:
+    PEP440_END = 1  # of the release's numbers
+    PEP440_WORD = 2
+    PEP440_NUMBER = 3
+
+    PEP440_DEV_ALONE = 1  # a dev release of a version that is neither a pre-release nor a post-release
+    PEP440_ALPHA = 2
+    PEP440_BETA = 3
+    PEP440_CANDIDATE = 4
+    PEP440_NO_PRE_RELEASE = 5
+
+    PEP440_NO_POST = 1
+    PEP440_POST = 2
+
+    PEP440_DEV = 1
+    PEP440_NO_DEV = 2
+
+# A Debian run of other characters than digits is its letters as they are, and these:
+
+cdef enum:
+    DEBIAN_TILDE = 1
+    DEBIAN_END = 2
+    DEBIAN_OTHER = 128  # and the character itself: behind every letter
+
+cdef enum:
+    DEBIAN_EPOCH_MAX = 2147483647
 
 cdef enum:
     VERSION_MAX_BYTES = 128
@@ -47,14 +76,13 @@ cdef frozenset _LEADING_WORDS = frozenset((b"v", b"ver", b"version"))
 
 # Texts come from devices, so what is remembered is bounded: a full memo is emptied, and a text that is longer than any
 # version is not remembered at all.
-cdef dict _auto_memo = {}
-cdef dict _semver_memo = {}
+cdef tuple _memos = ({}, {}, {}, {})  # by scheme
 
 
 def version_key(scheme not None, text not None):
-    """The text's key in `scheme` ("auto", "semver"); bytes order is version order. None: not a version there.
+    """The text's key in `scheme` ("auto", "semver", "pep440", "debian"); None: not a version there.
 
-    Never raises on any text; an unknown scheme raises ValueError.
+    The order of the bytes is the order of the versions. Never raises on any text; an unknown scheme raises ValueError.
     """
     return key_in(scheme_named(scheme), plain(text))
 
@@ -64,7 +92,11 @@ cdef Scheme scheme_named(object name) except *:
         return AUTO
     if name == "semver":
         return SEMVER
-    raise ValueError(f"unknown version scheme {str(name)!r}; known are 'auto' and 'semver'")
+    if name == "pep440":
+        return PEP440
+    if name == "debian":
+        return DEBIAN
+    raise ValueError(f"unknown version scheme {str(name)!r}; known are 'auto', 'semver', 'pep440' and 'debian'")
 
 
 cdef str plain(object text):
@@ -78,7 +110,7 @@ cdef str plain(object text):
 
 cdef bytes key_in(Scheme scheme, str text):
     """`version_key` for a scheme that is known already; the same text costs its key once."""
-    cdef dict memo = _auto_memo if scheme == AUTO else _semver_memo
+    cdef dict memo = _memos[scheme]
     cdef object known = memo.get(text, memo)
     if known is not memo:
         return known
@@ -102,7 +134,13 @@ cdef bytes _make_key(Scheme scheme, str text):
         return None
     if len(data) > VERSION_MAX_BYTES:
         return None
-    return _auto_key(data.lower()) if scheme == AUTO else _semver_key(data)
+    if scheme == AUTO:
+        return _auto_key(data.lower())
+    if scheme == SEMVER:
+        return _semver_key(data)
+    if scheme == PEP440:
+        return _pep440_key(data)
+    return _debian_key(data)
 
 
 cdef inline bint _is_digit(unsigned char c) noexcept:  # compares two numbers
@@ -113,10 +151,18 @@ cdef inline bint _is_lower(unsigned char c) noexcept:  # compares two numbers
     return c'a' <= c <= c'z'
 
 
+cdef inline bint _is_letter(unsigned char c) noexcept:  # compares numbers
+    return c'a' <= c <= c'z' or c'A' <= c <= c'Z'
+
+
 cdef Py_ssize_t _end_of_digits(bytes data, Py_ssize_t at, Py_ssize_t stop) except -1:
     while at < stop and _is_digit(data[at]):
         at += 1
     return at
+
+
+cdef inline bint _are_digits(bytes data) except -1:
+    return len(data) > 0 and _end_of_digits(data, 0, len(data)) == len(data)
 
 
 cdef int _append_number(bytearray key, bytes data, Py_ssize_t start, Py_ssize_t stop) except -1:
@@ -234,7 +280,7 @@ cdef int _pre_release_rank(
 
 
 cdef inline bint _is_identifier_byte(unsigned char c) noexcept:  # compares numbers
-    return c'0' <= c <= c'9' or c'a' <= c <= c'z' or c'A' <= c <= c'Z' or c == c'-'
+    return _is_digit(c) or _is_letter(c) or c == c'-'
 
 
 cdef bytes _semver_key(bytes data):
@@ -278,8 +324,7 @@ cdef bytes _semver_key(bytes data):
 
 cdef bint _is_semver_number(bytes text) except -1:
     """Digits without a leading zero."""
-    cdef Py_ssize_t size = len(text)
-    return size > 0 and _end_of_digits(text, 0, size) == size and (size == 1 or text[0] != c'0')
+    return _are_digits(text) and (len(text) == 1 or text[0] != c'0')
 
 
 cdef bint _are_identifiers(bytes text) except -1:
@@ -293,3 +338,129 @@ cdef bint _are_identifiers(bytes text) except -1:
             if not _is_identifier_byte(c):
                 return False
     return True
+
+
+# --- pep440 -----------------------------------------------------------------------------------------------------------
+
+
+cdef bytes _pep440_key(bytes data):
+    """The key by PEP 440 as `packaging` reads it, None where it refuses `data`."""
+    cdef bytearray key = bytearray()
+    cdef bytes part
+    # PEP 440 is ASCII; older releases of packaging let through letters that fold to ASCII ones.
+    if not data.isascii():
+        return None
+    try:
+        version = Version(data.decode())
+    except InvalidVersion:
+        return None
+    _append_int(key, version.epoch)
+    _append_pep440_release(key, version.release)
+    _append_pep440_suffixes(key, version)
+    # No local part is older than every one: its key ends here. A longer local part is newer, likewise.
+    if version.local is not None:
+        for part in version.local.encode().split(b"."):
+            if _are_digits(part):
+                key.append(PEP440_NUMBER)
+                _append_number(key, part, 0, len(part))
+            else:
+                key.append(PEP440_WORD)
+                key += part
+    return bytes(key)
+
+
+cdef int _append_int(bytearray key, object number) except -1:
+    cdef bytes digits = str(number).encode()
+    return _append_number(key, digits, 0, len(digits))
+
+
+cdef int _append_pep440_release(bytearray key, tuple release) except -1:
+    """Its numbers without the zeros at the end."""
+    cdef Py_ssize_t stop = len(release)
+    cdef Py_ssize_t place
+    while stop and release[stop - 1] == 0:
+        stop -= 1
+    for place in range(stop):
+        key.append(PEP440_NUMBER)
+        _append_int(key, release[place])
+    key.append(PEP440_END)
+    return 0
+
+
+cdef int _append_pep440_suffixes(bytearray key, object version) except -1:
+    """Pre-release, post-release and dev release, each with a byte that says where its absence stands."""
+    cdef str letter
+    if version.pre is not None:
+        letter, number = version.pre
+        key.append(PEP440_ALPHA if letter == "a" else PEP440_BETA if letter == "b" else PEP440_CANDIDATE)
+        _append_int(key, number)
+    elif version.post is None and version.dev is not None:
+        key.append(PEP440_DEV_ALONE)
+    else:
+        key.append(PEP440_NO_PRE_RELEASE)
+    if version.post is None:
+        key.append(PEP440_NO_POST)
+    else:
+        key.append(PEP440_POST)
+        _append_int(key, version.post)
+    if version.dev is None:
+        key.append(PEP440_NO_DEV)
+    else:
+        key.append(PEP440_DEV)
+        _append_int(key, version.dev)
+    return 0
+
+
+# --- debian -----------------------------------------------------------------------------------------------------------
+
+
+cdef bytes _debian_key(bytes data):
+    """The key by deb-version(7), None for what `dpkg --validate-version` refuses."""
+    cdef bytearray key = bytearray()
+    cdef bytes epoch = b"0"
+    cdef bytes upstream = data
+    cdef bytes revision = b""  # the same as "0"
+    if b":" in data:
+        epoch, _, upstream = data.partition(b":")
+        epoch = epoch.removeprefix(b"+")  # dpkg takes a sign
+        if not _are_digits(epoch) or int(epoch) > DEBIAN_EPOCH_MAX:
+            return None
+    if b"-" in upstream:
+        upstream, _, revision = upstream.rpartition(b"-")
+        if not revision or not _are_debian_characters(revision, b".+~"):
+            return None
+    if not upstream or not _is_digit(upstream[0]) or not _are_debian_characters(upstream, b".+~-:"):
+        return None
+    _append_number(key, epoch, 0, len(epoch))
+    _append_debian_part(key, upstream)
+    _append_debian_part(key, revision)
+    return bytes(key)
+
+
+cdef bint _are_debian_characters(bytes text, bytes others) except -1:
+    """Whether `text` has ASCII letters, digits and `others` alone."""
+    cdef unsigned char c
+    for c in text:
+        if not _is_letter(c) and not _is_digit(c) and c not in others:
+            return False
+    return True
+
+
+cdef int _append_debian_part(bytearray key, bytes part) except -1:
+    """Runs of other characters and numbers in turn, a missing last number being zero; then an empty run."""
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t stop = len(part)
+    cdef Py_ssize_t end
+    cdef unsigned char c
+    while True:
+        while at < stop and not _is_digit(part[at]):
+            c = part[at]
+            key.append(c if _is_letter(c) else DEBIAN_TILDE if c == c'~' else DEBIAN_OTHER + c)
+            at += 1
+        key.append(DEBIAN_END)
+        end = _end_of_digits(part, at, stop)
+        _append_number(key, part, at, end)
+        at = end
+        if at == stop:
+            key.append(DEBIAN_END)
+            return 0

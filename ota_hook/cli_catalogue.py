@@ -102,7 +102,8 @@ def put_type(
     key: KeyArgument,
     name: Annotated[str | None, typer.Option(help="What people call it [the key].", show_default=False)] = None,
     scheme: Annotated[
-        Literal["auto", "semver"] | None, typer.Option(help="How its versions are ordered [auto].", show_default=False)
+        Literal["auto", "semver", "pep440", "debian"] | None,
+        typer.Option(help="How its versions are ordered [auto].", show_default=False),
     ] = None,
     version_attribute: Annotated[
         list[str] | None,

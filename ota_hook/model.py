@@ -48,6 +48,8 @@ class VersionScheme(StrEnum):
 
     AUTO = "auto"
     SEMVER = "semver"
+    PEP440 = "pep440"
+    DEBIAN = "debian"
 
 
 class DocumentKind(StrEnum):

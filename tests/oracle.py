@@ -13,6 +13,7 @@ from functools import cmp_to_key
 from typing import Any, Protocol
 
 import xxhash
+from packaging.version import InvalidVersion, Version
 
 from ota_hook._matcher import FirmwareEntry
 from tests.device_sets import device_set
@@ -53,6 +54,10 @@ def is_version(scheme: str, text: str) -> bool:
         return False
     if scheme == "semver":
         return SEMVER.fullmatch(trimmed) is not None
+    if scheme == "pep440":
+        return _is_pep440(trimmed)
+    if scheme == "debian":
+        return _is_debian(trimmed)
     return any(character in "0123456789" for character in trimmed)
 
 
@@ -60,6 +65,10 @@ def compare(scheme: str, left: str, right: str) -> int:
     """-1 where `left` is older than `right`, 0 where neither is, 1 where it is newer. Both must be versions."""
     if scheme == "semver":
         return _compare_semver(left.strip(), right.strip())
+    if scheme == "pep440":
+        return sign(Version(left), Version(right))
+    if scheme == "debian":
+        return _compare_debian(left.strip(), right.strip())
     return _compare_auto(left.strip(), right.strip())
 
 
@@ -205,6 +214,87 @@ def _compare_semver(left: str, right: str) -> int:
         if difference != 0:
             return difference
     return sign(len(left_identifiers), len(right_identifiers))
+
+
+# --- pep440 -----------------------------------------------------------------------------------------------------------
+
+
+def _is_pep440(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return text.isascii()
+
+
+# --- debian -----------------------------------------------------------------------------------------------------------
+
+
+def _debian_parts(text: str) -> tuple[int, str, str] | None:
+    """Epoch, upstream version and revision, None where deb-version(7) does not allow the text."""
+    epoch, colon, rest = text.partition(":")
+    if not colon:
+        epoch, rest = "0", text
+    upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "0")
+    if re.fullmatch(r"\+?[0-9]+", epoch) is None or int(epoch) >= 2**31:
+        return None
+    if re.fullmatch("[0-9][0-9A-Za-z.+~:-]*", upstream) is None or re.fullmatch("[0-9A-Za-z.+~]+", revision) is None:
+        return None
+    return int(epoch), upstream, revision
+
+
+def _is_debian(text: str) -> bool:
+    return _debian_parts(text) is not None
+
+
+def _compare_debian(left: str, right: str) -> int:
+    left_parts, right_parts = _debian_parts(left), _debian_parts(right)
+    assert left_parts is not None
+    assert right_parts is not None
+    return (
+        sign(left_parts[0], right_parts[0])
+        or _compare_debian_part(left_parts[1], right_parts[1])
+        or _compare_debian_part(left_parts[2], right_parts[2])
+    )
+
+
+def _compare_debian_part(left: str, right: str) -> int:
+    """deb-version(7), "Sorting algorithm": non-digits from the left, then digits, until there is a difference."""
+    while left or right:
+        left_words, left = _split_where(left, "[^0-9]*")
+        right_words, right = _split_where(right, "[^0-9]*")
+        left_digits, left = _split_where(left, "[0-9]*")
+        right_digits, right = _split_where(right, "[0-9]*")
+        difference = _compare_debian_words(left_words, right_words) or sign(
+            int(left_digits or "0"), int(right_digits or "0")
+        )
+        if difference != 0:
+            return difference
+    return 0
+
+
+def _split_where(text: str, initial: str) -> tuple[str, str]:
+    match = re.match(initial, text)
+    assert match is not None
+    return match.group(), text[match.end() :]
+
+
+def _compare_debian_words(left: str, right: str) -> int:
+    """A tilde before everything, even the end; letters before the others."""
+    for place in range(max(len(left), len(right))):
+        mine, other = left[place : place + 1], right[place : place + 1]
+        if mine != other:
+            return sign(_debian_rank(mine), _debian_rank(other))
+    return 0
+
+
+def _debian_rank(character: str) -> tuple[int, str]:
+    """Of one character, or of the end."""
+    if character == "~":
+        return 0, ""
+    if character == "":
+        return 1, ""
+    return (2 if character.isalpha() else 3), character
 
 
 # --- which firmware ---------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ async def test_a_422_names_each_field(admin: Admin) -> None:
         ({"key": 5}, "`key` must be text."),
         ({"key": "DU", "colour": 1}, "`colour`: there is no such field."),
         ({"key": "DU", "auto_register": 1}, "`auto_register` must be true or false."),
-        ({"key": "DU", "version_scheme": "x"}, "`version_scheme` must be 'auto' or 'semver'."),
+        ({"key": "DU", "version_scheme": "x"}, "`version_scheme` must be 'auto', 'semver', 'pep440' or 'debian'."),
         ({"key": "DU", "version_attributes": "x"}, "`version_attributes` must be a list."),
         ({"key": "DU", "version_attributes": []}, "`version_attributes` must have 1 or more entries."),
         ({"key": "DU", "version_attributes": ["x"] * 17}, "`version_attributes` must have at most 16 entries."),

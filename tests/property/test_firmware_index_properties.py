@@ -16,13 +16,19 @@ from ota_hook.model import ReportedVersion
 from ota_hook.state.records import pack_device
 from tests import oracle
 
-SCHEMES = ("auto", "semver")
+SCHEMES = ("auto", "semver", "pep440", "debian")
 KNOWN_VERSIONS = ("1.0.0", "1.0.0-rc.1", "1.0.1", "1.1.0", "1.1.0+4", "2.0.0")
-AUTO_VERSIONS = (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1.0-hotfix", "2")
+VERSIONS = {
+    "auto": (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.1.0-hotfix", "2"),
+    "semver": KNOWN_VERSIONS,
+    "pep440": (*KNOWN_VERSIONS, "1.0", "v1", " 1.0.1 ", "1.0rc1", "1.1.0.post1", "1!0.5"),
+    "debian": (*KNOWN_VERSIONS, "1.0", "0:1.0", " 1.0.1 ", "1.0.0~rc1", "1.0.0-0", "1:0.5"),
+}
+EVERY_VERSION = sorted({version for versions in VERSIONS.values() for version in versions})
 SOURCES = ("1.0.0", "1.0.1", " 1.0.1 ", "1.1.0", "2.0.0", "1.0", "none", "")
 IDENTIFIERS = ("d1", "d2", "d3", "d4", "设备5")
 TAGS = ("beta", "lab", "北京")
-CURRENTS = st.sampled_from([*AUTO_VERSIONS, *SOURCES, "1.0.1\t"]) | st.text(max_size=20)
+CURRENTS = st.sampled_from([*EVERY_VERSION, *SOURCES, "1.0.1\t"]) | st.text(max_size=20)
 
 identifiers = st.sampled_from((*IDENTIFIERS, "elsewhere")) | st.text(min_size=1, max_size=8)
 tags_of_device = st.lists(st.sampled_from(TAGS), unique=True).map(lambda tags: tuple(sorted(tags)))
@@ -37,7 +43,7 @@ def catalogues(draw: st.DrawFn, scheme: str) -> list[oracle.Firmware]:
         catalogue.append(
             oracle.Firmware(
                 id=f"F{place * 7 % 11:02}",  # no two alike, and not in the order of the list
-                version=draw(st.sampled_from(AUTO_VERSIONS if scheme == "auto" else KNOWN_VERSIONS)),
+                version=draw(st.sampled_from(VERSIONS[scheme])),
                 enabled=draw(st.sampled_from([True, True, True, False])),
                 devices=draw(st.none() | st.frozensets(st.sampled_from(IDENTIFIERS))),
                 tags=draw(st.none() | st.lists(st.sampled_from(TAGS), max_size=2).map(tuple)),
@@ -72,7 +78,7 @@ def test_resolve_and_explain_agree_with_the_oracle(scheme: str, data: st.DataObj
         )
 
 
-@given(catalogues("auto"), devices, st.sampled_from(AUTO_VERSIONS), st.randoms())
+@given(catalogues("auto"), devices, st.sampled_from(VERSIONS["auto"]), st.randoms())
 @example([], oracle.Device("d1"), "1.0", None)
 def test_the_order_of_entries_says_nothing(
     catalogue: list[oracle.Firmware], device: oracle.Device, current: str, random: object
@@ -86,7 +92,7 @@ def test_the_order_of_entries_says_nothing(
     )
 
 
-@given(catalogues("auto"), devices, st.sampled_from(AUTO_VERSIONS))
+@given(catalogues("auto"), devices, st.sampled_from(VERSIONS["auto"]))
 def test_upgrades_without_downgrades_end(catalogue: list[oracle.Firmware], device: oracle.Device, current: str) -> None:
     catalogue = [oracle.Firmware(**(vars(one) | {"allow_downgrade": False})) for one in catalogue]
     index = compiled("auto", catalogue)
@@ -108,7 +114,7 @@ def test_an_index_that_borrows_its_predecessors_table_answers_as_one_that_does_n
     edited = [entry._replace(enabled=data.draw(st.booleans())) for entry in entries]
     borrowing, own = FirmwareIndex("auto", edited, previous=previous), FirmwareIndex("auto", edited)
     for device in (*map(oracle.Device, IDENTIFIERS), *asking):
-        asked = (device.identifier, data.draw(st.sampled_from(AUTO_VERSIONS)), device.tags)
+        asked = (device.identifier, data.draw(st.sampled_from(VERSIONS["auto"])), device.tags)
         assert borrowing.resolve(*asked) == own.resolve(*asked)
 
 

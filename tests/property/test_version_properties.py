@@ -3,84 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import semver
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ota_hook._matcher import FirmwareIndex
 from ota_hook._versions import version_key
 from tests import oracle
+from tests.property.version_texts import ANY_TEXT, NUMBERS, PIECES, WORDS, neighbours, texts_for, versions_for
 
-SCHEMES = ("auto", "semver")
-NUMBERS = st.one_of(
-    st.sampled_from(["0", "1", "2", "9", "10", "00", "01", "007"]), st.text("0123456789", min_size=1, max_size=30)
-)
-WORDS = st.one_of(
-    st.sampled_from(
-        ["dev", "snapshot", "nightly", "alpha", "a", "beta", "b", "pre", "preview", "rc", "B", "RC", "Alpha"]
-    ),
-    st.sampled_from(["v", "V", "ver", "version", "hotfix", "post", "g", "z", "za", "r", "c", "spc"]),
-    st.text("abcvz", min_size=1, max_size=4),
-)
-SEPARATORS = st.sampled_from(
-    [".", ".", ".", "-", "-", "_", "~", " ", "+", "+", "é", "\x00", "٣", "ſ", "K", "²", "\u3000"]
-)
-PIECES = st.lists(st.one_of(NUMBERS, WORDS, SEPARATORS), min_size=1, max_size=12)
-ANY_TEXT = st.one_of(st.text(), st.text(st.characters(), max_size=140), st.text("01ab+.- ", max_size=160))
-
-# Few and short, so that two texts made of them often tie or nearly tie.
-TOKENS = st.one_of(
-    st.sampled_from([".0", ".0", ".0", ".1", ".1", ".2", ".10", ".00", "0", " ", "_", "+", "+0", "+1"]),
-    st.sampled_from(["-rc", "rc1", ".a1", "b0", ".dev", "-dev1", "-snapshot", ".nightly", "-alpha", ".beta.", "-pre"]),
-    st.sampled_from(["-a", "a", "-x", ".x", "x1", ".xy", "-v", "v1"]),
-)
-
-SEMVER_NUMBERS = st.sampled_from(["0", "1", "2", "9", "10", "99999999999999999999"])
-SEMVER_PRE = st.lists(
-    st.sampled_from(["0", "1", "2", "9", "10", "99999999999999999999", "alpha", "beta", "a", "aa", "rc", "RC", "rc1"])
-    | st.sampled_from(["rc10", "x-y-z", "-", "-1", "0a", "1a", "01a"]),
-    max_size=4,
-)
-SEMVER_BUILD = st.lists(st.sampled_from(["0", "001", "build", "-", "sha-5114f85"]), max_size=3)
-
-
-@st.composite
-def semver_texts(draw: st.DrawFn, *, stray: bool) -> str:
-    """SemVer, often of one core so that what stands behind it decides. With `stray`, now and then it is spoiled."""
-    text = draw(st.just("1.0.0") | st.lists(SEMVER_NUMBERS, min_size=3, max_size=3).map(".".join))
-    if pre := draw(SEMVER_PRE):
-        text += "-" + ".".join(pre)
-    if build := draw(SEMVER_BUILD):
-        text += "+" + ".".join(build)
-    if stray and draw(st.integers(0, 3)) == 0:
-        at = draw(st.integers(0, len(text)))
-        text = (
-            text[:at] + draw(st.sampled_from(["0", ".", "-", "+", "v", " ", "_", "é", ".01", "-01", ".."])) + text[at:]
-        )
-    return text
-
-
-@st.composite
-def neighbours(draw: st.DrawFn, count: int) -> list[str]:
-    """Texts that begin alike and differ in few tokens, so that ties and near ties are common."""
-    first = draw(st.sampled_from(["1", "0", "v1", "ver", "v", "1.0", "fw-1"]))
-    beginning = first + "".join(draw(st.lists(TOKENS, max_size=4)))
-    return [beginning + "".join(draw(st.lists(TOKENS, max_size=3))) for _ in range(count)]
-
-
-def versions_for(scheme: str, count: int) -> st.SearchStrategy[list[str]]:
-    """Texts that are versions, nearly all of them in `auto` and all in `semver`."""
-    if scheme == "semver":
-        return st.lists(semver_texts(stray=False), min_size=count, max_size=count)
-    return st.one_of(
-        neighbours(count), neighbours(count), st.lists(PIECES.map("".join), min_size=count, max_size=count)
-    )
-
-
-def texts_for(scheme: str, count: int) -> st.SearchStrategy[list[str]]:
-    strays = semver_texts(stray=True) if scheme == "semver" else PIECES.map("".join)
-    anything = st.lists(st.one_of(ANY_TEXT, strays), min_size=count, max_size=count)
-    return st.one_of(versions_for(scheme, count), versions_for(scheme, count), anything)
+SCHEMES = ("auto", "semver", "pep440", "debian")
 
 
 def key_sign(scheme: str, left: str, right: str) -> int | None:
@@ -178,15 +109,6 @@ def test_a_build_part_makes_a_version_newer_but_not_newer_than_the_next(texts: l
     assert plain < built
     if plain != next_key:
         assert (plain < next_key) == (built < next_key)
-
-
-@given(semver_texts(stray=True), semver_texts(stray=True))
-def test_semver_keys_order_as_the_semver_package_compares(left: str, right: str) -> None:
-    for text in (left, right):
-        assert (version_key("semver", text) is not None) == semver.Version.is_valid(text.strip())
-    left, right = left.strip(), right.strip()
-    assume(semver.Version.is_valid(left) and semver.Version.is_valid(right))
-    assert key_sign("semver", left, right) == semver.Version.parse(left).compare(right)
 
 
 @given(st.sampled_from(SCHEMES), ANY_TEXT)

@@ -186,6 +186,8 @@ def test_semver_is_strict_with_devices_too() -> None:
         ("auto", FirmwareEntry("01JABC", "stable")),
         ("auto", FirmwareEntry("01JABC", "1" * 129, enabled=False)),
         ("semver", FirmwareEntry("01JABC", "1.0")),
+        ("pep440", FirmwareEntry("01JABC", "1.0-hotfix")),
+        ("debian", FirmwareEntry("01JABC", "v1.0")),
         ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True)),
         ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True, enabled=False, devices=device_set())),
     ],
@@ -196,8 +198,8 @@ def test_a_firmware_that_can_not_be_matched_is_refused_by_its_id(scheme: str, en
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("'debian'")):
-        FirmwareIndex("debian", [])
+    with pytest.raises(ValueError, match=re.escape("'calver'")):
+        FirmwareIndex("calver", [])
 
 
 def test_identifiers_and_versions_may_be_any_text() -> None:
