@@ -268,7 +268,11 @@ async def test_while_a_replica_takes_over_in_good_order_every_write_happens_once
 
 
 async def test_start_up_asks_every_primary(redis: RoutedRedis, cluster: Deployment) -> None:
-    await redis.primaries.refresh()  # the tests before may have changed who is one
+    async def knows_who_is_one() -> bool:
+        await redis.primaries.refresh()  # from any node: one that slept through the tests before may still be wrong
+        return {found.address.port for found in redis.primaries.slots()} == {one.port for one in cluster.primaries()}
+
+    await eventually(knows_who_is_one, what="the slot map after the tests before")
     risks = await list_risks(redis)
     assert [risk for risk in risks if "append-only" in risk]  # the same of all three, said once
     server = cluster.primaries()[2]
