@@ -127,11 +127,6 @@ def _short_enough(line: bytes, number: int) -> bytes:
     return line
 
 
-def require_ndjson_accepted(request: Request) -> None:
-    """406 where the client says that it can't read NDJSON (RFC 9110 §12.5.1)."""
-    choose_accepted(request, (NDJSON,))
-
-
 def choose_accepted(request: Request, media_types: Sequence[str]) -> str:
     """The media type that the client likes best, of equals the first; 406 where it can read none (RFC 9110 §12.5.1)."""
     given = ",".join(request.headers.getlist("accept"))
@@ -160,15 +155,6 @@ def _read_quality(entry: str) -> tuple[str, float]:
     media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
     found = filter(None, map(_QUALITY.fullmatch, parameters))
     return media_range, next((float(quality[1]) for quality in found), 1.0)
-
-
-def require_ndjson(request: Request) -> None:
-    """415 unless the body is NDJSON."""
-    media_type = media_type_of(request)
-    if media_type == CSV:
-        raise unsupported_media_type("CSV is not available yet; send application/x-ndjson.")
-    if media_type not in _NDJSON_TYPES:
-        raise unsupported_media_type("The body must be application/x-ndjson: one JSON value a line.")
 
 
 def require_lines(request: Request) -> str:

@@ -57,7 +57,7 @@ class DeviceLines:
 
     def take_header(self, line: bytes) -> None:
         """Read the names of the columns. InputError where they can't be used: then no line can."""
-        columns = [name.strip() for name in _read_row(line.removeprefix(_BOM))]
+        columns = [name.strip() for name in read_row(line)]
         unknown = [name for name in columns if name not in _FIXED_COLUMNS and not _is_version_column(name)]
         if unknown or "identifier" not in columns or "type" not in columns:
             reason = f"{unknown[0][:64]!r} is no column." if unknown else "`identifier` and `type` must be among them."
@@ -141,10 +141,10 @@ def _is_version_column(name: str) -> bool:
     return name.startswith(_VERSION_COLUMN) and name != _VERSION_COLUMN
 
 
-def _read_row(line: bytes) -> list[str]:
-    """The cells of a line. A quoted cell ends on its line: no value of ours holds a line break."""
+def read_row(line: bytes) -> list[str]:
+    """The cells of a line of CSV. A quoted cell ends on its line: no value of ours holds a line break."""
     try:
-        return next(csv.reader([line.decode().rstrip("\r\n")], strict=True), [])
+        return next(csv.reader([line.removeprefix(_BOM).decode().rstrip("\r\n")], strict=True), [])
     except UnicodeDecodeError as exc:
         raise InputError("The line is not UTF-8.") from exc
     except csv.Error as exc:
@@ -153,7 +153,7 @@ def _read_row(line: bytes) -> list[str]:
 
 def _read_cells(columns: list[str], line: bytes) -> dict[str, Any]:
     """A line of CSV as the object that NDJSON would have. What has no column is not said."""
-    cells = _read_row(line)
+    cells = read_row(line)
     if len(cells) != len(columns):
         raise InputError(f"The line has {len(cells)} values, and the header names {len(columns)}.")
     document: dict[str, Any] = {}

@@ -8,12 +8,11 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from admin_api.answers import answer, commit, documented, patch_body, problems
-from admin_api.bodies import NDJSON, JsonRoute, read_lines, require_ndjson, require_ndjson_accepted
+from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted, read_lines, require_lines
 from admin_api.conditions import Conditions, Preconditions, revision_etag
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
@@ -25,6 +24,7 @@ from admin_api.documents import (
 )
 from admin_api.firmware_views import FirmwareViews
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
+from admin_api.list_lines import ListLines, list_header, write_list
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
@@ -34,7 +34,6 @@ from ota_hook.admission import (
     NAME_MAX_CHARS,
     admit_firmware,
     check_firmware_version,
-    check_identifier,
     find_firmware,
     find_type,
     remove_firmware,
@@ -90,7 +89,8 @@ _UPLOAD_BODY: Final = {
         },
     }
 }
-_LINES_BODY: Final = {"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}}
+_LINES: Final = {media_type: {"schema": {"type": "string"}} for media_type in (NDJSON, CSV)}
+_LINES_BODY: Final = {"requestBody": {"required": True, "content": _LINES}}
 
 
 class FirmwareQuery(PageQuery):
@@ -344,26 +344,28 @@ async def delete_firmware(context: Context, firmware_id: str, conditions: Condit
 
 @streams.get(
     "/{firmware_id}/devices",
-    summary="The device list, one JSON object a line",
+    summary="The device list, one JSON object a line; with `Accept: text/csv` as CSV",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {}}}, **problems(404, 406, 410)},
+    responses={200: {"content": {NDJSON: {}, CSV: {}}}, **problems(404, 406, 410)},
 )
 async def export_device_list(context: Context, request: Request, firmware_id: str) -> Response:
-    require_ndjson_accepted(request)
+    media_type = choose_accepted(request, (NDJSON, CSV))
     firmware = find_firmware(context.catalogue.current, firmware_id)
     if firmware.device_list is None:
         raise NotFound(_EVERYONE if not firmware.has_selector else "This firmware has no device list.")
-    return StreamingResponse(_list_lines(context, firmware.device_list), media_type=NDJSON)
+    shown = f"{CSV}; charset=utf-8" if media_type == CSV else NDJSON
+    return StreamingResponse(_list_lines(context, firmware.device_list, media_type), media_type=shown)
 
 
-async def _list_lines(context: AdminContext, name: str) -> AsyncIterator[bytes]:
-    chunk = bytearray()
+async def _list_lines(context: AdminContext, name: str, media_type: str) -> AsyncIterator[bytes]:
+    yield list_header(media_type)
+    batch: list[str] = []
     async for identifier in _read_list(context, name):
-        chunk += orjson.dumps({"identifier": identifier}) + b"\n"
-        if len(chunk) >= _EXPORT_CHUNK_BYTES:
-            yield bytes(chunk)
-            chunk.clear()
-    yield bytes(chunk)
+        batch.append(identifier)
+        if len(batch) == _BATCH:
+            yield write_list(batch, media_type)
+            batch = []
+    yield write_list(batch, media_type)
 
 
 def _read_list(context: AdminContext, name: str) -> AsyncIterator[str]:
@@ -372,15 +374,14 @@ def _read_list(context: AdminContext, name: str) -> AsyncIterator[str]:
 
 @streams.put(
     "/{firmware_id}/devices",
-    summary="Replace the device list; each line is an identifier or an object with one",
+    summary="Replace the device list; each line is an identifier or an object with one, or CSV with such a column",
     responses=documented(DeviceListOut, 200) | problems(404, 409, 410, 412, 415),
     openapi_extra=_LINES_BODY,
 )
 async def put_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
-    require_ndjson(request)
+    given = _GivenDevices(context, request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     conditions.require(revision_etag(firmware.revision))
-    given = _GivenDevices(context, request)
     return await _set_list(context, firmware_id, given, given.identifiers(), conditions)
 
 
@@ -391,13 +392,12 @@ async def put_device_list(context: Context, request: Request, firmware_id: str, 
     openapi_extra=_LINES_BODY,
 )
 async def add_to_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
-    require_ndjson(request)
+    given = _GivenDevices(context, request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
     conditions.require(revision_etag(firmware.revision))
     if not firmware.has_selector:
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
     base = firmware.device_list
-    given = _GivenDevices(context, request)
 
     async def joined() -> AsyncIterator[str]:
         async for identifier in _read_list(context, base or ""):
@@ -414,13 +414,18 @@ class _GivenDevices:
     def __init__(self, context: AdminContext, request: Request) -> None:
         self._context = context
         self._request = request
+        self._media_type = require_lines(request)
         self.unknown = 0
 
     async def identifiers(self) -> AsyncIterator[str]:
         batch: list[str] = []
         seen = 0
+        lines = ListLines(self._media_type)
         async for number, line in read_lines(self._request):
-            batch.append(_read_identifier(number, line))
+            read = lines.read(number, line)
+            if read is None:
+                continue
+            batch.append(read)
             seen += 1
             if seen > LISTED_DEVICES_MAX:
                 raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
@@ -433,21 +438,6 @@ class _GivenDevices:
             self.unknown += await self._context.devices.count_unknown(batch)
             for identifier in batch:
                 yield identifier
-
-
-def _read_identifier(number: int, line: bytes) -> str:
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
-        raise InputError(f"Line {number} is not JSON.") from exc
-    if isinstance(value, dict) and value.keys() == {"identifier"}:
-        value = value["identifier"]
-    if not isinstance(value, str):
-        raise InputError(f'Line {number} must be "ID" or {{"identifier": "ID"}}.')
-    try:
-        return check_identifier(value)
-    except InputError as exc:
-        raise InputError(f"Line {number}: {exc.detail}") from exc
 
 
 async def _set_list(

@@ -524,7 +524,37 @@ async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> Non
     document = problem(await admin.api.put(path, content=f'"a"\n{line}\n', headers=NDJSON), 422)
     assert "Line 2" in document["detail"]
     assert await read_list(admin, firmware) == {"x"}
-    problem(await admin.api.put(path, content=b'"a"', headers={"Content-Type": "text/csv"}), 415)
+    problem(await admin.api.put(path, content=b'"a"', headers={"Content-Type": "text/plain"}), 415)
+
+
+async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
+    path = f"/firmware/{(await admin.create_firmware())['id']}/devices"
+    csv_type = {"Content-Type": "text/csv; charset=utf-8"}
+    body = '\ufeffsite,identifier\r\nnorth,"a,1"\r\n"so ""uth""",设备\r\n'.encode()
+    checked(await admin.api.put(path, content=body, headers=csv_type), 200)
+    shown = await admin.api.get(path, headers={"Accept": "text/csv"})
+    assert shown.headers["content-type"] == "text/csv; charset=utf-8"
+    assert shown.content.decode() == 'identifier\r\n"a,1"\r\n设备\r\n'
+    added = checked(await admin.api.post(path, content="identifier\nb\n", headers=csv_type), 200)
+    assert added == {"count": 3, "unknown": 1}
+    for broken, said in (
+        (b"name\nc\n", "Line 1: the first line must name"),
+        (b"identifier,identifier\nc,c\n", "Line 1: the first line must name"),
+        (b"identifier\nc,d\n", "Line 2: it has 2 values"),
+        (b"identifier\n\xff\n", "Line 2: The line is not UTF-8"),
+        (b"identifier\na/b\n", "Line 2: "),
+    ):
+        refused = problem(await admin.api.put(path, content=broken, headers=csv_type), 422)
+        assert refused["detail"].startswith(said)
+    assert checked(await admin.api.post(path, content=b"identifier\n", headers=csv_type), 200)["count"] == 3
+
+
+async def test_a_firmware_with_tags_can_be_given_a_list_too(admin: Admin) -> None:
+    path = f"/firmware/{(await admin.create_firmware(tags=['beta']))['id']}"
+    problem(await admin.api.get(f"{path}/devices"), 404)
+    assert checked(await admin.api.post(f"{path}/devices", content='"a"', headers=NDJSON), 200)["count"] == 1
+    document = checked(await admin.api.get(path), 200)
+    assert (document["tags"], document["devices"]) == (["beta"], ["a"])
 
 
 async def test_of_a_long_list_the_first_thousand_are_shown(admin: Admin) -> None:

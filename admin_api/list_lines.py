@@ -1,0 +1,73 @@
+"""Device lists as lines of NDJSON or CSV, both ways. Knows no request and no store."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+
+import orjson
+
+from admin_api.bodies import CSV
+from admin_api.device_lines import read_row
+from ota_hook.admission import check_identifier
+from ota_hook.errors import InputError
+
+_COLUMN = "identifier"
+
+
+class ListLines:
+    """Reads the lines of one list in their order. Of CSV the first is the header; other columns are passed over."""
+
+    def __init__(self, media_type: str) -> None:
+        self._is_csv = media_type == CSV
+        self._column: int | None = None
+        self._columns = 0
+
+    def read(self, number: int, line: bytes) -> str | None:
+        """The identifier of a line, None for the header. InputError names the line and what is wrong with it."""
+        try:
+            identifier = self._read_cell(read_row(line)) if self._is_csv else _read_json(line)
+            return None if identifier is None else check_identifier(identifier)
+        except InputError as exc:
+            raise InputError(f"Line {number}: {exc.detail}", mend=exc.mend) from exc
+
+    def _read_cell(self, cells: list[str]) -> str | None:
+        if self._column is None:
+            self._take_header(cells)
+            return None
+        if len(cells) != self._columns:
+            raise InputError(f"it has {len(cells)} values, and the header names {self._columns}.")
+        return cells[self._column]
+
+    def _take_header(self, cells: list[str]) -> None:
+        names = [name.strip() for name in cells]
+        if names.count(_COLUMN) != 1:
+            raise InputError(f"the first line must name the columns, `{_COLUMN}` among them once.")
+        self._column, self._columns = names.index(_COLUMN), len(names)
+
+
+def _read_json(line: bytes) -> str:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as exc:
+        raise InputError("it is not JSON.") from exc
+    if isinstance(value, dict) and value.keys() == {_COLUMN}:
+        value = value[_COLUMN]
+    if not isinstance(value, str):
+        raise InputError('it must be "ID" or {"identifier": "ID"}.')
+    return value
+
+
+def write_list(identifiers: Iterable[str], media_type: str) -> bytes:
+    """Lines of a list, without a header."""
+    if media_type != CSV:
+        return b"".join(orjson.dumps({_COLUMN: identifier}) + b"\n" for identifier in identifiers)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([identifier] for identifier in identifiers)
+    return text.getvalue().encode()
+
+
+def list_header(media_type: str) -> bytes:
+    """What stands before the lines."""
+    return f"{_COLUMN}\r\n".encode() if media_type == CSV else b""
