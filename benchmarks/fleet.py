@@ -42,6 +42,7 @@ TYPE = "smart_meter"
 CSV = "text/csv"
 GOAL_IMPORT_S = 60
 GOAL_RSS_MB = 300
+GOAL_LIST_S = 5
 GOAL_BYTES = 100
 LONG_EVERY = 20
 TAGGED_EVERY = 10
@@ -277,6 +278,29 @@ def memory(client: Redis, before: int, devices: int) -> None:
             say(f"  MEMORY USAGE: {what:14} {total / count:5.1f} bytes an entry ({len(sizes)} keys, {count} entries)")
 
 
+def _in_chunks(names: list[str]) -> Iterator[list[str]]:
+    return (names[start : start + _LINES_A_CHUNK] for start in range(0, len(names), _LINES_A_CHUNK))
+
+
+def list_devices(admin: Admin, api: ApiClient, devices: int) -> None:
+    say(f"a device list of {devices:,} for a firmware (goal: {GOAL_LIST_S} s):")
+    names = [device(index)[0] for index in range(devices)]
+    fields = {"device_type": TYPE, "version": "V9.0", "devices": []}
+    path = f"/firmware/{api.upload_firmware(io.BytesIO(b'9'), filename='v9.bin', fields=fields)['id']}"
+    lines = (b"".join(b'"%b"\n' % name.encode() for name in chunk) for chunk in _in_chunks(names))
+    found, cost = measured(admin, lambda: api.send_lines("PUT", f"{path}/devices", lines))
+    expect("the list", found=found, wanted={"count": devices, "unknown": 0})
+    say(cost.describe("sent, checked and in force") + f"   admin's peak RSS {admin.peak_rss_mb:.0f} MB")
+
+    def receive() -> set[bytes]:
+        with api.receive_lines(f"{path}/devices", media_type=CSV) as chunks:
+            return set(b"".join(chunks).split(b"\r\n"))
+
+    listed, cost = measured(admin, receive)
+    expect("what comes back", found=listed == {name.encode() for name in names} | {b"identifier", b""}, wanted=True)
+    say(cost.describe("read back as CSV"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1_000_000)
@@ -299,6 +323,7 @@ def main() -> None:
         export_fleet(admin, api, options.devices)
         count_versions(admin, api, options.devices)
         scan(redis, options.devices)
+        list_devices(admin, api, options.devices)
     farewell()
 
 

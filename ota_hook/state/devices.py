@@ -29,13 +29,13 @@ from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState
 from ota_hook.ports import ANY_DEVICE, ExpectedDevice, Report, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
+from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_commands, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
 from ota_hook.state.device_scripts import CREATE, DELETE, LOAD, PATCH, PUT, SCAN
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.offers import count_cancelled
-from ota_hook.state.records import may_be_of_type, type_prefix, unpack_bucket, unpack_device
+from ota_hook.state.records import COMPACT_MAX_BYTES, may_be_of_type, type_prefix, unpack_bucket, unpack_device
 
 DEFAULT_REFRESH_MS: Final = 3_600_000
 """A device that reports the same for ever costs one write an hour."""
@@ -122,15 +122,19 @@ class RedisDevices:
         return _stored_device(identifier, packed, offers)
 
     async def count_unknown(self, identifiers: Sequence[str]) -> int:
-        """See ports.DeviceStore. 500 per round trip."""
+        """See ports.DeviceStore. Pipelined in batches."""
         known = 0
         with redis_errors("looking for devices"):
             for start in range(0, len(identifiers), _LOAD_BATCH):
                 batch = identifiers[start : start + _LOAD_BATCH]
-                calls: list[Call] = [(self._touched(identifier), (as_bytes(identifier),)) for identifier in batch]
-                found, _ = await run_pipelined(self._redis, LOAD, calls)
-                known += sum(stored is not None for stored in found)
+                known += sum(await run_commands(self._redis, [self._exists_command(name) for name in batch]))
         return len(identifiers) - known
+
+    def _exists_command(self, identifier: str) -> tuple[Argument, ...]:
+        name = as_bytes(identifier)
+        bucket = self._keys.bucket_of_name(name)
+        is_short = len(name) <= COMPACT_MAX_BYTES
+        return "HEXISTS", self._keys.devices(bucket) if is_short else self._keys.long_devices(bucket), name
 
     async def begin_import(self) -> RedisDeviceImport:
         """See ports.DeviceStore."""
