@@ -74,5 +74,7 @@ def test_resolve_many(benchmark: BenchmarkFixture) -> None:
     ids=["auto", "pep440", "packaging"],
 )
 def test_version_keys(benchmark: BenchmarkFixture, key: Callable[[str], object]) -> None:
-    keys = benchmark.pedantic(lambda texts: [key(text) for text in texts], setup=fresh_texts(), rounds=20)
+    keys = benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda texts: [key(text) for text in texts], setup=fresh_texts(), rounds=20
+    )
     assert len(keys) == 1_000
