@@ -201,7 +201,8 @@ async def test_a_stalled_redis_costs_each_command_its_budget_at_most_and_then_no
                 await asyncio.sleep(_TICK_S)
             await asked.all_answered()
         assert asked.refused() == 500
-        assert min(asked.took_s[asked.order.index(number)] for number in range(100)) >= BUDGET_MS / 1000
+        shortest_s = min(asked.took_s[asked.order.index(number)] for number in range(100))
+        assert round(shortest_s, 6) >= BUDGET_MS / 1000  # a difference of two clock readings, which are binary
         assert max(asked.took_s) <= BUDGET_MS / 1000 + _TICK_S + SLACK_S + 2 * max(lag_s)
         assert not pipe.available
 
