@@ -55,12 +55,10 @@ class Load:
         self._nodes = nodes
         self._bodies = bodies
         self._rate = rate / len(nodes)
-        self._ends_at = 0.0
         self._runs: list[Future[Seen]] = []
         self._pool = ThreadPoolExecutor(len(nodes))
 
     def begin(self, seconds: float) -> None:
-        self._ends_at = time.monotonic() + seconds
         calls = int(self._rate * seconds)
         self._runs = [
             self._pool.submit(self._generator.run, node.port, self._bodies.path, calls=calls, first=0, rate=self._rate)

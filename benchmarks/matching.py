@@ -20,7 +20,7 @@ from collections.abc import Callable
 from benchmarks.catalogues import LATEST, SEED, TYPE, asked, compiled_entries, fleet, packed_buckets, plan_catalogue
 from benchmarks.plain_matcher import PlainFirmware, PlainMatcher
 from benchmarks.surroundings import describe, farewell, say
-from ota_hook._device_set import DeviceSet
+from ota_hook._device_set import DeviceGroups, DeviceSet
 from ota_hook._matcher import FirmwareIndex
 from ota_hook._packed import VersionCounter
 
@@ -141,11 +141,15 @@ def time_building(planned: list[PlainFirmware], rounds: int) -> None:
     line("a million identifiers into a list", f"{taken * 1e3:.0f} ms")
     digests = DeviceSet.of(names, seed=SEED).digests()
     taken = cpu_seconds(lambda: DeviceSet(SEED, digests), rounds)
-    line(
-        "a list of a million from its digests",
-        f"{taken * 1e3:.1f} ms",
-        f"{len(digests) / len(names):.0f} bytes for each",
-    )
+    line("a list of a million from its digests", f"{taken * 1e3:.1f} ms")
+    listed_set = DeviceSet(SEED, digests)
+    strings = sys.getsizeof(set(names)) + sum(map(sys.getsizeof, names))
+    for what, held in (
+        ("its memory", sys.getsizeof(listed_set)),
+        ("that of the table of a module with it", sys.getsizeof(DeviceGroups((listed_set,), seed=SEED))),
+        ("that of a Python set of the same names", strings),
+    ):
+        line(what, f"{held / len(names):.0f} bytes", "for each device")
 
 
 def main() -> None:

@@ -51,8 +51,8 @@ class FirmwareIndex:
     def __init__(self, scheme: str, entries: Iterable[FirmwareEntry], *, previous: FirmwareIndex | None = None) -> None:
         """`previous` lends its table of listed devices where the same sets, as objects, come in the same order.
 
-        ValueError names the firmware whose version the scheme refuses, or a downgrade without source versions, or says
-        that sets have different seeds.
+        ValueError names the firmware whose version the scheme refuses, a downgrade without source versions, or a
+        percentage that is none, or says that sets have different seeds.
         """
 
     def __len__(self) -> int: ...

@@ -115,9 +115,11 @@ cdef class _Candidate:
         self.tags = None
         if entry.tags is not None:
             self.tags = [plain(tag).encode("utf-8", "surrogatepass") for tag in entry.tags]
-        self.basis_points = -1 if entry.basis_points is None else entry.basis_points
-        if not -1 <= self.basis_points <= BASIS_POINTS:
-            raise ValueError(f"firmware {self.id}: {self.basis_points} is no number of hundredths of a per cent")
+        self.basis_points = -1
+        if entry.basis_points is not None:
+            if not 0 <= entry.basis_points <= BASIS_POINTS:
+                raise ValueError(f"firmware {self.id}: {entry.basis_points} is no number of hundredths of a per cent")
+            self.basis_points = entry.basis_points
         self.percentage_seed = entry.percentage_seed
         self.created_at_ms = entry.created_at_ms
         if self.devices is not None:

@@ -119,9 +119,14 @@ class ApiClient:
         response = self._ask("POST", path, content=_encode(document), headers=headers)
         return _read_document(response), response.status_code == HTTPStatus.CREATED
 
-    def patch(self, path: str, changes: Mapping[str, object]) -> Document:
-        """Change the named fields; None only where null is a value of the field (`devices`: every device)."""
+    def patch(self, path: str, changes: Mapping[str, object], *, revision: int | None = None) -> Document:
+        """Change the named fields; None only where null is a value of the field (`devices`: every device).
+
+        With `revision`, only where the document still has it: else ConflictError.
+        """
         headers = {"Content-Type": _MERGE_PATCH}
+        if revision is not None:
+            headers["If-Match"] = f'"{revision}"'
         return _read_document(self._ask("PATCH", path, content=_encode(changes), headers=headers))
 
     def delete(self, path: str) -> None:

@@ -330,7 +330,8 @@ def select_devices(
             "Without tags, percentage and list it would be for every device of its type.",
             mend=f"If that is meant: ota-hook firmware release {firmware_id}",
         )
-    entry = session.api.patch(path, patch)
+    # Two that take away one selector each, at the same time, must not release it between them.
+    entry = session.api.patch(path, patch, revision=before["revision"])
     session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
 
 

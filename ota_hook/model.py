@@ -20,6 +20,8 @@ TAGS_MAX: Final = 32
 DEFAULT_MODULE: Final = "main"
 DEFAULT_VERSION_ATTRIBUTE: Final = "version"
 DEFAULT_EVENT: Final = "otaCheck"
+BASIS_POINTS: Final = 10_000
+"""Hundredths of a per cent in the whole."""
 COMMAND_ID_LIMIT: Final = 2**53
 OFFER_COMMAND_IDS: Final = 4
 """Of an offer that was repeated, so many command ids are accepted in replies, the newest."""

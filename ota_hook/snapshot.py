@@ -12,10 +12,12 @@ from typing import Final
 from ota_hook._device_set import DeviceSet
 from ota_hook._matcher import FirmwareEntry, FirmwareIndex
 from ota_hook._versions import version_key
-from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Rule
+from ota_hook.model import BASIS_POINTS, CatalogueChange, DeviceType, DocumentKind, Firmware, Rule
 
 NOBODY: Final = DeviceSet(0)
 """The members of the list "", which needs no place in Redis."""
+
+_SEED_LIMIT: Final = 2**64
 
 _Scope = tuple[str, str]
 """(device type, event) of rules, (device type, module) of firmware."""
@@ -188,6 +190,10 @@ def _unusable(firmware: Firmware, types: Mapping[str, DeviceType], lists: Mappin
         return f"{firmware.version!r} is not a version in the scheme {device_type.version_scheme!r}"
     if firmware.allow_downgrade and not firmware.source_versions:
         return "it allows downgrade without source versions"
+    if firmware.basis_points is not None and not 0 <= firmware.basis_points <= BASIS_POINTS:
+        return f"its percentage of {firmware.basis_points / 100:g} is none"
+    if not 0 <= firmware.percentage_seed < _SEED_LIMIT:
+        return "the seed of its percentage has more than 64 bits"
     if firmware.device_list and firmware.device_list not in lists:
         return f"its device list {firmware.device_list!r} does not exist"
     return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from ota_hook.errors import DependencyError
 from ota_hook.state.connection import (
@@ -122,7 +122,10 @@ async def list_server_runs(redis: RedisClient) -> frozenset[str]:
 
 
 async def _run_of(redis: Redis) -> str:
-    return str((await redis.info("server"))["run_id"])
+    try:
+        return str((await redis.info("server"))["run_id"])
+    except NoPermissionError:  # it says nothing of itself
+        return ""
 
 
 async def list_risks(redis: RedisClient) -> list[str]:

@@ -185,6 +185,9 @@ async def test_a_document_that_can_not_be_used_is_refused_before_it_is_written(
         b'{"id": "01JFIRMWARE"}',
         b'{"id":"01JOTHER","name":"n","device_type":"tracker","version":"1",%b}' % JSON_PACKAGE,
         b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"no",%b}' % JSON_PACKAGE,
+        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":-1,%b}' % JSON_PACKAGE,
+        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":10001,%b}' % JSON_PACKAGE,
+        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","percentage_seed":-1,%b}' % JSON_PACKAGE,
         b"\xff",
     ],
 )

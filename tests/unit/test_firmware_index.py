@@ -186,6 +186,8 @@ def test_semver_is_strict_with_devices_too() -> None:
         ("auto", FirmwareEntry("01JABC", "stable")),
         ("auto", FirmwareEntry("01JABC", "1" * 129, enabled=False)),
         ("semver", FirmwareEntry("01JABC", "1.0")),
+        ("auto", FirmwareEntry("01JABC", "1.0", basis_points=-1)),
+        ("auto", FirmwareEntry("01JABC", "1.0", basis_points=10_001)),
         ("pep440", FirmwareEntry("01JABC", "1.0-hotfix")),
         ("debian", FirmwareEntry("01JABC", "v1.0")),
         ("auto", FirmwareEntry("01JABC", "1.0", allow_downgrade=True)),
