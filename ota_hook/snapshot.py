@@ -190,6 +190,10 @@ def _unusable(firmware: Firmware, types: Mapping[str, DeviceType], lists: Mappin
         return f"{firmware.version!r} is not a version in the scheme {device_type.version_scheme!r}"
     if firmware.allow_downgrade and not firmware.source_versions:
         return "it allows downgrade without source versions"
+    return _unusable_selector(firmware, lists)
+
+
+def _unusable_selector(firmware: Firmware, lists: Mapping[str, DeviceSet]) -> str | None:
     if firmware.basis_points is not None and not 0 <= firmware.basis_points <= BASIS_POINTS:
         return f"its percentage of {firmware.basis_points / 100:g} is none"
     if not 0 <= firmware.percentage_seed < _SEED_LIMIT:

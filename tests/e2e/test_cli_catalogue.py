@@ -500,6 +500,37 @@ def test_a_table_is_for_people_wherever_it_goes(outside: Operator) -> None:
     assert entry["created_at"].endswith("Z")
 
 
+def test_a_firmware_is_for_tags_and_a_percentage_until_it_is_released(operator: Operator) -> None:
+    operator.run("types", "put", "gray")
+    operator.run("devices", "put", "g1", "--type", "gray", "--version", "version=1.0", "--tag", "beta")
+    operator.run("devices", "put", "g2", "--type", "gray", "--version", "version=1.0")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "gray", "--version", "1.1")
+    firmware = operator.ask(*upload, "--tag", "beta", "--tag", "北京", "--percentage", "100")["id"]
+
+    def offered() -> list[bool]:
+        return [operator.ask("check", device)["offer"] is not None for device in ("g1", "g2")]
+
+    assert offered() == [True, False]
+    assert "It has none of its tags (beta, 北京)." in operator.run("check", "g2").stdout
+    assert (
+        "for 0.5 % of those tagged beta"
+        in operator.run("firmware", "select", firmware, "--percentage", "0.5", "--tag", "beta").stdout
+    )
+    assert "for nobody" in operator.run("firmware", "select", firmware, "--percentage", "0").stdout
+    assert offered() == [False, False]
+    assert (
+        "for 100 % of everyone"
+        in operator.run("firmware", "select", firmware, "--no-tags", "--percentage", "100").stdout
+    )
+    assert offered() == [True, True]
+    assert "release" in operator.refused("firmware", "select", firmware, "--no-percentage")
+    assert "Nothing is selected" in operator.refused("firmware", "select", firmware)
+    assert "contradict" in operator.refused("firmware", "select", firmware, "--tag", "a", "--no-tags")
+    assert "100" in operator.refused("firmware", "select", firmware, "--percentage", "101")
+    released = operator.ask("firmware", "release", firmware, "--yes")
+    assert (released["devices"], released["tags"], released["percentage"]) == (None, None, None)
+
+
 def test_a_question_that_nobody_can_answer_is_refused(operator: Operator) -> None:
     operator.run("types", "put", "asked")
     operator.run("devices", "import", "-", stdin='{"identifier": "q1", "type": "asked"}\n')
