@@ -34,8 +34,13 @@ if [ "$what" != sanitizers ]; then
         "$python" -m pytest -q -p no:cacheprovider --timeout=0 -k "not memory_stays_flat" tests/unit/test_session.py \
         tests/unit/test_firmware_index.py || exit 1
     grep -A5 'LEAK SUMMARY' valgrind.log
-    # An error is a run of lines up to an empty one.
-    ours=$(sed 's/^==[0-9]*== \{0,1\}//' valgrind.log | awk -v RS= '/(_session|_matcher|_packed|_device_set)\.(c|cpython)|nghttp2_/ && !/Command:/')
+    # An error is a run of lines up to an empty one, innermost call first. It is ours where the first of our modules in
+    # it is one of these: what _versions.pyx asks of Python handles no memory, and CPython's small numbers look
+    # uninitialised to valgrind.
+    ours=$(sed 's/^==[0-9]*== \{0,1\}//' valgrind.log | awk -v RS= '
+        match($0, /(_session|_matcher|_packed|_device_set|_versions)\.(c|cpython)|nghttp2_/) && !/Command:/ {
+            if (substr($0, RSTART, 9) != "_versions") print $0 "\n"
+        }')
     if [ -n "$ours" ] || ! grep -q 'definitely lost: 0 bytes' valgrind.log; then
         printf '%s\n' "$ours"
         echo "check-memory: a compiled module loses or misuses memory" >&2
