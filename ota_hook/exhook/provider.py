@@ -69,6 +69,7 @@ _NOTIFICATIONS: Final = frozenset(
 METHODS: Final = frozenset({"OnProviderLoaded", "OnMessagePublish"}) | _VALUED_METHODS | _NOTIFICATIONS
 """Every RPC name of the three packages; OnClientCheckAcl and OnSessionTakenovered are v1's."""
 
+_ATTRIBUTES: Final = Channel.ATTRIBUTES  # a look into an enum costs more than a look at a name
 _MAX_BACKGROUND_PUBLISHES: Final = 1_000
 _CLOSE_S: Final = 2.0
 _FUTURE_MS: Final = 300_000
@@ -197,7 +198,7 @@ class HookProvider:
             if len(publish.payload) > self._options.payload_bytes:
                 raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
             asked = (respond, call, time.perf_counter())
-            ask = self._ask_about_report if address.channel is Channel.ATTRIBUTES else self._ask_about_check
+            ask = self._ask_about_report if address.channel is _ATTRIBUTES else self._ask_about_check
             return None if ask(address, publish, asked) else IGNORE
         except BadMessage as exc:
             self._metrics.bad_messages[exc.reason] += 1

@@ -98,7 +98,8 @@ class HotDevices:
 
         key = self._keys.devices(bucket)
         pipe = self._pipes.of(key)
-        if asyncio.get_running_loop().time() < pipe.answers_again_at_s + _SETTLING_S:
+        again_at_s = pipe.answers_again_at_s
+        if again_at_s is not None and asyncio.get_running_loop().time() < again_at_s + _SETTLING_S:
             # Another hook process may hold a late report of this device, which it has acknowledged.
             done(DependencyError("Redis has only just come back: late reports go first."))
             return

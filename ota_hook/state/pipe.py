@@ -10,7 +10,6 @@ that nobody waits a budget each. It closes with the next reply, or with a new co
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -116,8 +115,8 @@ class RedisPipe:
         self._ready = False
         self._stalled = False
         self._last_reply = 0.0
-        self.answers_again_at_s = -math.inf
-        """When it last came back from a stall, by the loop's clock."""
+        self.answers_again_at_s: float | None = None
+        """When it last came back from a stall, by the loop's clock; None for a pipe that never stalled."""
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when the timer should ring
         self._excused = False
