@@ -98,15 +98,11 @@ async def stream_body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
-    """The numbered lines (from 1) of a body, empty ones left out. A line over 64 KiB is an InputError."""
-    async for lines in read_line_slices(request):
-        for number_and_line in lines:
-            yield number_and_line
+async def read_lines(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """The numbered lines (from 1) of a body, up to 200 at a time, empty ones left out. Others get their turn between.
 
-
-async def read_line_slices(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """`read_lines`, up to 200 lines at a time; others get their turn between two slices."""
+    A line over 64 KiB is an InputError.
+    """
     number = 0
     rest = b""
     async for chunk in stream_body(request):

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from fastapi import Request
 
-from admin_api.bodies import read_line_slices, require_lines
+from admin_api.bodies import read_lines, require_lines
 from admin_api.context import AdminContext
 from admin_api.device_lines import DeviceLines
 from admin_api.documents import ImportOut, LineError
@@ -37,7 +37,7 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
 
     batch: list[DeviceEntry] = []
     async with _OneBehind(write) as writing:
-        async for numbered in read_line_slices(request):
+        async for numbered in read_lines(request):
             for number, line in numbered:
                 if lines.needs_header:
                     lines.take_header(line)

@@ -43,12 +43,12 @@ class FirmwareViews:
         kept = self._heads.get(name)
         if kept is None:
             kept = []
-            async with aclosing(self._context.catalogue.read_device_list(name)) as identifiers:
-                async for identifier in identifiers:
-                    kept.append(identifier)
-                    if len(kept) == DEVICES_SHOWN:
+            async with aclosing(self._context.catalogue.read_device_list(name)) as pieces:
+                async for piece in pieces:
+                    kept += piece
+                    if len(kept) >= DEVICES_SHOWN:
                         break
-            self._heads[name] = kept = sorted(kept)
+            self._heads[name] = kept = sorted(kept[:DEVICES_SHOWN])
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
         return kept

@@ -24,13 +24,17 @@ class ListLines:
         self._column: int | None = None
         self._columns = 0
 
-    def read(self, number: int, line: bytes) -> str | None:
-        """The identifier of a line, None for the header. InputError names the line and what is wrong with it."""
-        try:
-            identifier = self._read_cell(read_row(line)) if self._is_csv else _read_json(line)
-            return None if identifier is None else check_identifier(identifier)
-        except InputError as exc:
-            raise InputError(f"Line {number}: {exc.detail}", mend=exc.mend) from exc
+    def read(self, lines: Iterable[tuple[int, bytes]]) -> list[str]:
+        """The identifiers of numbered lines. InputError names the line and what is wrong with it."""
+        identifiers = []
+        for number, line in lines:
+            try:
+                identifier = self._read_cell(read_row(line)) if self._is_csv else _read_json(line)
+                if identifier is not None:
+                    identifiers.append(check_identifier(identifier))
+            except InputError as exc:
+                raise InputError(f"Line {number}: {exc.detail}", mend=exc.mend) from exc
+        return identifiers
 
     def _read_cell(self, cells: list[str]) -> str | None:
         if self._column is None:

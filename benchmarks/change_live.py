@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +42,9 @@ _PROBE = device_name(1)  # it runs the latest: without the firmware that is swit
 _PAUSE_S = 0.25
 
 
-async def each(identifiers: Sequence[str] | Iterator[str]) -> AsyncIterator[str]:
-    for identifier in identifiers:
-        yield identifier
+async def in_pieces(identifiers: Sequence[str]) -> AsyncIterator[list[str]]:
+    for start in range(0, len(identifiers), 1_000):
+        yield list(identifiers[start : start + 1_000])
 
 
 class Load:
@@ -106,7 +106,7 @@ async def change_until_live(
 async def measure(
     catalogue: RedisCatalogue, brokers: Sequence[Emqx], load: Load, options: argparse.Namespace, *, with_list: bool
 ) -> None:
-    name, _ = await catalogue.stage_device_list(each([_PROBE]))
+    name, _ = await catalogue.stage_device_list(in_pieces([_PROBE]))
     firmware = replace(plan_one("9.0.0"), device_list=name, enabled=False)
     await catalogue.change(lambda _: [CatalogueChange(DocumentKind.FIRMWARE, firmware.id, firmware)])
     load.begin(options.changes * (_PAUSE_S + 0.35) + 3)
@@ -125,9 +125,9 @@ async def measure(
     if with_list:
         load.begin(12)
         await asyncio.sleep(1)
+        listed = [_PROBE, *(f"LISTED_{number:09}" for number in range(options.listed - 1))]
         began = time.monotonic()
-        listed = (f"LISTED_{number:09}" for number in range(options.listed - 1))
-        name, members = await catalogue.stage_device_list(each(iter([_PROBE, *listed])))
+        name, members = await catalogue.stage_device_list(in_pieces(listed))
         staged_s = time.monotonic() - began
         firmware = replace(firmware, device_list=name, enabled=True, version="9.1.0")
         live_s = await change_until_live(catalogue, firmware, brokers, offered=True)

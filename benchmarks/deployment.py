@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,8 +162,8 @@ async def _fill_catalogue(catalogue: RedisCatalogue, count: int) -> list[Firmwar
     for at, firmware in enumerate(planned):
         if firmware.device_list is not None:
             # Identifiers that are not in the fleet: a list must not change what the fleet is offered.
-            listed = _each(f"LISTED_{at}_{number}" for number in range(_LISTED_DEVICES))
-            name, _ = await catalogue.stage_device_list(listed)
+            listed = [f"LISTED_{at}_{number}" for number in range(_LISTED_DEVICES)]
+            name, _ = await catalogue.stage_device_list(_whole(listed))
             planned[at] = _with_list(firmware, name)
     rule = Rule(id=str(ULID()), name="check", device_type=TYPE, created_at_ms=_CREATED_AT_MS)
     device_type = DeviceType(key=TYPE, name="Tracker", created_at_ms=_CREATED_AT_MS)
@@ -180,9 +180,8 @@ def _with_list(firmware: Firmware, name: str) -> Firmware:
     return replace(firmware, device_list=name)
 
 
-async def _each(identifiers: Iterable[str]) -> AsyncIterator[str]:
-    for identifier in identifiers:
-        yield identifier
+async def _whole(identifiers: list[str]) -> AsyncIterator[list[str]]:
+    yield identifiers
 
 
 def write_fleet(redis: OwnRedis, keys: Keys, devices: Sequence[int]) -> None:

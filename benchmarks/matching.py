@@ -142,7 +142,7 @@ def time_building(planned: list[PlainFirmware], rounds: int) -> None:
     first = FirmwareIndex("auto", listed)
     taken = cpu_seconds(lambda: FirmwareIndex("auto", listed), rounds)
     line("the mix above, a million listed devices with it", f"{taken * 1e3:.1f} ms")
-    taken = cpu_seconds(lambda: FirmwareIndex("auto", listed, previous=first), rounds)
+    taken = cpu_seconds(lambda: first.with_changes([listed[0]._replace(enabled=False)]), rounds)
     line("after an edit that changes no list", f"{taken * 1e3:.1f} ms")
     names = [identifier for one in planned if one.id == "LISTED" for identifier in one.devices or ()]
     taken = cpu_seconds(lambda: DeviceSet.of(names, seed=SEED), 1)

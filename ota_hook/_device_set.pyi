@@ -39,6 +39,9 @@ class DeviceSetBuilder:
     def add(self, identifier: str) -> bool:
         """Add one; whether it was not there yet."""
 
+    def add_new(self, identifiers: list[str]) -> list[str]:
+        """Add these; those of them that were not there yet, in their order."""
+
     def finish(self) -> DeviceSet:
         """The set of all that were added."""
 

@@ -209,6 +209,10 @@ cdef class DeviceSetBuilder:
         self.seen.used += 1
         return True
 
+    def add_new(self, list identifiers not None):
+        """Add these; those of them that were not there yet, in their order."""
+        return [identifier for identifier in identifiers if self.add(identifier)]
+
     def finish(self):
         """The set of all that were added."""
         cdef DeviceSet made = DeviceSet(self.seen.seed)

@@ -100,8 +100,10 @@ cdef class _Candidate:
     cdef int basis_points  # -1 where it is not set
     cdef uint64_t percentage_seed
     cdef tuple source_versions
+    cdef tuple eligible_sources  # those of them that are versions and from which it leads in a direction that it may
+    cdef tuple order
 
-    def __cinit__(self, Scheme scheme, object entry not None):
+    def __init__(self, Scheme scheme, object entry not None):
         self.id = plain(entry.id)
         self.key = key_in(scheme, plain(entry.version))
         if self.key is None:
@@ -128,9 +130,31 @@ cdef class _Candidate:
             self.specificity = HAS_SOURCE_VERSIONS
         else:
             self.specificity = HAS_TAGS_OR_PERCENTAGE if self.asks_who() else EVERYONE
+        self.eligible_sources = tuple([text for text in self.source_versions if self._leads_from(scheme, text)])
+        self.order = (self.key, <int>self.specificity, self.created_at_ms, self.id)
 
-    cdef tuple order(self):
-        return (self.key, <int>self.specificity, self.created_at_ms, self.id)
+    cdef _Candidate copy(self):
+        """For another index, where it may have another rank."""
+        cdef _Candidate made = _Candidate.__new__(_Candidate)
+        made.id = self.id
+        made.key = self.key
+        made.specificity = self.specificity
+        made.created_at_ms = self.created_at_ms
+        made.rank = self.rank
+        made.enabled = self.enabled
+        made.allow_downgrade = self.allow_downgrade
+        made.devices = self.devices
+        made.tags = self.tags
+        made.basis_points = self.basis_points
+        made.percentage_seed = self.percentage_seed
+        made.source_versions = self.source_versions
+        made.eligible_sources = self.eligible_sources
+        made.order = self.order
+        return made
+
+    cdef bint _leads_from(self, Scheme scheme, str text) except -1:
+        cdef bytes source_key = key_in(scheme, text)
+        return source_key is not None and self.is_eligible_at(text, source_key)
 
     cdef bint asks_who(self) noexcept:  # compares
         """Whether tags or a percentage are set."""
@@ -183,9 +207,8 @@ cdef class _Best:
     cdef _Candidate from_any_version
     cdef dict from_version  # text → the best candidate that names it as a source and is eligible there
 
-    def __cinit__(self, candidates not None, Scheme scheme):
+    def __cinit__(self, list candidates not None):
         cdef _Candidate candidate, known
-        cdef bytes source_key
         cdef str text
         self.from_version = {}
         for candidate in candidates:
@@ -193,10 +216,7 @@ cdef class _Best:
                 if self.from_any_version is None or candidate.rank > self.from_any_version.rank:
                     self.from_any_version = candidate
                 continue
-            for text in candidate.source_versions:
-                source_key = key_in(scheme, text)
-                if source_key is None or not candidate.is_eligible_at(text, source_key):
-                    continue
+            for text in candidate.eligible_sources:
                 known = self.from_version.get(text)
                 if known is None or candidate.rank > known.rank:
                     self.from_version[text] = candidate
@@ -229,6 +249,7 @@ cdef class FirmwareIndex:
     """The firmware of one (type, module), immutable; built once, asked often. Not for several threads at once."""
 
     cdef Scheme scheme
+    cdef dict by_id  # every candidate, in the order in which they were given
     cdef list candidates  # best first
     cdef _Best for_everyone
     cdef list asking_who  # enabled, with tags or a percentage, best first
@@ -239,30 +260,59 @@ cdef class FirmwareIndex:
     cdef list situations
 
     def __cinit__(self, *args, **kwargs):
+        self.by_id = {}
         self.candidates = []
-        self.for_everyone = _Best((), Scheme.AUTO)
+        self.for_everyone = _Best([])
         self.asking_who = []
         self.texts = TextNumbers()
         self.situations = []
 
-    def __init__(self, scheme not None, entries not None, *, FirmwareIndex previous=None):
+    def __init__(self, scheme not None, entries not None):
         """See the stub."""
         cdef _Candidate candidate
-        cdef list given
-        cdef Py_ssize_t rank
         self.scheme = scheme_named(scheme)
-        given = [_Candidate(self.scheme, entry) for entry in entries]
-        self._group_devices(given, previous)
-        self.candidates = sorted(given, key=_order_of, reverse=True)
-        rank = len(self.candidates)
+        for entry in entries:
+            candidate = _Candidate(self.scheme, entry)
+            self.by_id[candidate.id] = candidate
+        self._lay_out(list(self.by_id.values()), None)
+
+    def with_changes(self, changed not None, removed=()):
+        """See the stub."""
+        cdef FirmwareIndex made = FirmwareIndex.__new__(FirmwareIndex)
+        cdef _Candidate candidate
+        cdef list nearly_sorted = []
+        cdef dict new = {}
+        made.scheme = self.scheme
+        for entry in changed:
+            candidate = _Candidate(self.scheme, entry)
+            new[candidate.id] = candidate
+        made.by_id = dict(self.by_id)
+        for firmware_id in removed:
+            made.by_id.pop(firmware_id, None)
+        for candidate in self.candidates:
+            if candidate.id in made.by_id and candidate.id not in new:
+                candidate = candidate.copy()
+                made.by_id[candidate.id] = candidate  # where it stands already
+                nearly_sorted.append(candidate)
+        made.by_id.update(new)
+        made._lay_out(nearly_sorted + list(new.values()), self)
+        return made
+
+    cdef int _lay_out(self, list candidates, FirmwareIndex previous) except -1:
+        """Rank them, and prepare what is asked: all that does not depend on who asks."""
+        cdef _Candidate candidate
+        cdef Py_ssize_t rank = len(candidates)
+        self._group_devices(previous)
+        self.candidates = sorted(candidates, key=_order_of, reverse=True)
         for candidate in self.candidates:
             candidate.rank = rank
             rank -= 1
         enabled = [candidate for candidate in self.candidates if (<_Candidate>candidate).enabled]
         self.asking_who = [candidate for candidate in enabled if (<_Candidate>candidate).asks_who()]
-        self.for_everyone = _Best([candidate for candidate in enabled if _is_for_everyone(candidate)], self.scheme)
+        self.for_everyone = _Best([candidate for candidate in enabled if _is_for_everyone(candidate)])
+        return 0
 
-    cdef int _group_devices(self, list given, FirmwareIndex previous) except -1:
+    cdef int _group_devices(self, FirmwareIndex previous) except -1:
         """Lay out who is listed. Lists that `previous` had, all and in this order, need no new table."""
         cdef _Candidate candidate
         cdef dict numbers = {}  # id() of a set → its number
@@ -270,7 +320,7 @@ cdef class FirmwareIndex:
         cdef tuple as_tuple
         cdef uint64_t seed
         self.listing = []
-        for candidate in given:
+        for candidate in self.by_id.values():
             if candidate.devices is None or candidate.devices.count == 0:
                 continue
             if id(candidate.devices) not in numbers:
@@ -402,13 +452,13 @@ cdef class FirmwareIndex:
             candidates = []
             for number in self.groups.sets_of(group):
                 candidates += self.listing[number]
-            best = _Best(candidates, self.scheme)
+            best = _Best(candidates)
             self.for_groups[group] = best
         return best
 
 
 def _order_of(_Candidate candidate not None):
-    return candidate.order()
+    return candidate.order
 
 
 cdef bint _is_for_everyone(_Candidate candidate) noexcept:  # compares

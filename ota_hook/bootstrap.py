@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("ota_hook.bootstrap")
 _GC_THRESHOLDS: Final = (5_000, 50, 1_000)
+_SWITCH_S: Final = 0.000_5
 _HEARTBEAT_S: Final = 1.0
 _SWEEP_S: Final = 3_600.0
 _DESCRIPTORS: Final = 65_536
@@ -146,19 +148,21 @@ async def run_service(
                 stack.push_async_callback(publisher.stop)
         if sockets is not None:
             running = await stack.enter_async_context(_run_admin(settings, state, sockets, running))
-        _calm_collector()
+        _calm_interpreter()
         yield running
 
 
-def _calm_collector() -> None:
-    """Keep Python's cycle collector from walking what never dies.
+def _calm_interpreter() -> None:
+    """Keep Python's cycle collector from walking what never dies, and threads from keeping the loop waiting.
 
     A check makes some tens of objects and no cycles; at the default thresholds the collector ran over the catalogue
-    again and again, a third of a worker's time and nearly all of its p99 (benchmarks/check.py).
+    again and again, a third of a worker's time and nearly all of its p99 (benchmarks/check.py). While a thread makes
+    the next snapshot, each turn of the loop waits for the interpreter's lock as long as the switch interval.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_S)
 
 
 @asynccontextmanager

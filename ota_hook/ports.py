@@ -223,16 +223,16 @@ class Catalogue(Protocol):
 
     async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot: ...
 
-    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, DeviceSet]:
-        """Write a device list under a new name and return (name, members); the empty list's name is "".
+    async def stage_device_list(self, identifiers: AsyncIterator[list[str]]) -> tuple[str, DeviceSet]:
+        """Write a device list, given in pieces, under a new name: (name, members); the empty list's name is "".
 
         It expires within the hour unless a firmware document that names it is written by `change`; the list that a
         change leaves unnamed is dropped with it.
         """
         ...
 
-    def read_device_list(self, name: str) -> AsyncGenerator[str]:
-        """The identifiers of a list, each once, in the order in which they were given; none where it is gone."""
+    def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
+        """The identifiers of a list in pieces, each once, in the order in which they were given; none if it is gone."""
         ...
 
 

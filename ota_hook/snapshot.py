@@ -5,7 +5,7 @@ Pure. It must not know where documents come from; state/catalogue.py loads them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -92,13 +92,12 @@ class _Draft:
     """A snapshot in the making: changeable copies of the documents, and what the changes touched."""
 
     def __init__(self, base: Snapshot, device_lists: Mapping[str, DeviceSet]) -> None:
+        self.base = base
         self.types = dict(base.types)
         self.rules = dict(base.rules)
         self.firmware = dict(base.firmware)
         self.lists = {**base.device_lists, **device_lists}
-        self.indices = base._indices  # noqa: SLF001 - the draft is the snapshot's own maker
-        self.touched_types: set[str] = set()
-        self.touched_scopes: set[_Scope] = set()
+        self.touched_firmware: dict[_Scope, set[str]] = {}
         self.refused: list[RefusedDocument] = []
 
     def apply(self, change: CatalogueChange) -> None:
@@ -107,7 +106,6 @@ class _Draft:
                 self._remove(change)
             case DeviceType() as device_type:
                 self.types[device_type.key] = device_type
-                self.touched_types.add(device_type.key)
             case Rule() as rule:
                 self.rules[rule.id] = rule
             case Firmware() as firmware:
@@ -122,7 +120,6 @@ class _Draft:
         match change.kind:
             case DocumentKind.DEVICE_TYPE:
                 self.types.pop(change.key, None)
-                self.touched_types.add(change.key)
             case DocumentKind.RULE:
                 self.rules.pop(change.key, None)
             case DocumentKind.FIRMWARE:
@@ -130,11 +127,10 @@ class _Draft:
 
     def _touch(self, firmware: Firmware | None) -> None:
         if firmware is not None:
-            self.touched_scopes.add((firmware.device_type, firmware.module))
+            self.touched_firmware.setdefault((firmware.device_type, firmware.module), set()).add(firmware.id)
 
     def finish(self, revision: int) -> Snapshot:
-        living = [firmware for firmware in self.firmware.values() if firmware.deleted_at_ms is None]
-        named = {firmware.device_list for firmware in living if firmware.device_list}
+        named = {f.device_list for f in self.firmware.values() if f.device_list and f.deleted_at_ms is None}
         self.lists = {name: members for name, members in self.lists.items() if name in named}
         kept_by_type = {key: frozenset(t.version_attributes) for key, t in self.types.items()}
         rules = _group_rules(self.rules.values(), self.types)
@@ -148,28 +144,50 @@ class _Draft:
             kept_attributes=frozenset().union(*kept_by_type.values()),
             events=frozenset(event for _, event in rules),
             _rules=rules,
-            _indices=self._rebuild(living),
+            _indices=self._index_firmware(),
         )
 
-    def _rebuild(self, living: Iterable[Firmware]) -> dict[_Scope, FirmwareIndex]:
-        """The indices with those of the touched scopes made anew; a scope without firmware has none."""
-        members: dict[_Scope, list[Firmware]] = {}
-        for firmware in living:
-            scope = (firmware.device_type, firmware.module)
-            if scope in self.touched_scopes or firmware.device_type in self.touched_types:
-                members.setdefault(scope, []).append(firmware)
-        rebuilt = {
+    def _index_firmware(self) -> dict[_Scope, FirmwareIndex]:
+        """The indices in force, with what the changes touched; a scope without firmware has none."""
+        base, types = self.base, self.types
+        other_scheme = {key for key in base.types.keys() | types.keys() if self._has_other_scheme(key)}
+        indices = {
             scope: index
-            for scope, index in self.indices.items()
-            if scope not in self.touched_scopes and scope[0] not in self.touched_types
+            for scope, index in base._indices.items()  # noqa: SLF001 - the draft is the snapshot's own maker
+            if scope[0] not in other_scheme
         }
-        for scope, candidates in members.items():
-            device_type = self.types.get(scope[0])
-            if device_type is not None:
-                entries = [_entry(firmware, self.lists) for firmware in candidates if self._is_usable(firmware)]
-                previous = self.indices.get(scope)
-                rebuilt[scope] = FirmwareIndex(device_type.version_scheme, entries, previous=previous)
-        return rebuilt
+        for scope, touched in self.touched_firmware.items():
+            if scope[0] in other_scheme or scope[0] not in types:
+                continue
+            living = [firmware for key in touched if (firmware := self._living(key, scope)) is not None]
+            gone = touched - {firmware.id for firmware in living}
+            before = indices.get(scope) or FirmwareIndex(types[scope[0]].version_scheme, ())
+            indices[scope] = before.with_changes([_entry(firmware, self.lists) for firmware in living], gone)
+            if not len(indices[scope]):
+                del indices[scope]
+        return indices | self._index_anew(other_scheme & types.keys())
+
+    def _has_other_scheme(self, key: str) -> bool:
+        before, after = self.base.types.get(key), self.types.get(key)
+        return before is not after and (
+            before is None or after is None or before.version_scheme != after.version_scheme
+        )
+
+    def _living(self, firmware_id: str, scope: _Scope) -> Firmware | None:
+        firmware = self.firmware.get(firmware_id)
+        if firmware is None or firmware.deleted_at_ms is not None:
+            return None
+        return firmware if (firmware.device_type, firmware.module) == scope else None
+
+    def _index_anew(self, types: Collection[str]) -> dict[_Scope, FirmwareIndex]:
+        """The indices of these types, whose scheme is another than before."""
+        members: dict[_Scope, list[FirmwareEntry]] = {}
+        for firmware in self.firmware.values() if types else ():
+            if firmware.device_type in types and firmware.deleted_at_ms is None and self._is_usable(firmware):
+                members.setdefault((firmware.device_type, firmware.module), []).append(_entry(firmware, self.lists))
+        return {
+            scope: FirmwareIndex(self.types[scope[0]].version_scheme, entries) for scope, entries in members.items()
+        }
 
     def _is_usable(self, firmware: Firmware) -> bool:
         # A type's edited scheme may refuse a version that it took before: better no offer than a wrong one.

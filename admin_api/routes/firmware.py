@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -54,7 +55,6 @@ router = APIRouter(prefix="/firmware", tags=["firmware"], route_class=JsonRoute)
 streams = APIRouter(prefix="/firmware", tags=["firmware"], dependencies=[Depends(_refuse_query)])
 
 _BATCH: Final = 1000
-_EXPORT_CHUNK_BYTES: Final = 64 * 1024
 _NULLABLE: Final = ("devices", "tags", "percentage")
 """Null is a value of these: not set."""
 _EVERYONE: Final = "This firmware has no device list: it is for every device of its type."
@@ -116,16 +116,15 @@ def _require_https_base(context: AdminContext, use_https: object) -> None:
         )
 
 
-async def _each(identifiers: Iterable[str]) -> AsyncIterator[str]:
-    for identifier in identifiers:
-        yield identifier
+async def _whole(identifiers: Sequence[str]) -> AsyncIterator[list[str]]:
+    yield list(identifiers)
 
 
 async def _stage(context: AdminContext, devices: Sequence[str] | None) -> tuple[str | None, DeviceSet | None]:
     """The name under which the list is written, and its members."""
     if devices is None:
         return None, None
-    return await context.catalogue.stage_device_list(_each(devices))
+    return await context.catalogue.stage_device_list(_whole(devices))
 
 
 def _written_firmware(written: Sequence[CatalogueChange]) -> Firmware:
@@ -359,17 +358,9 @@ async def export_device_list(context: Context, request: Request, firmware_id: st
 
 async def _list_lines(context: AdminContext, name: str, media_type: str) -> AsyncIterator[bytes]:
     yield list_header(media_type)
-    batch: list[str] = []
-    async for identifier in _read_list(context, name):
-        batch.append(identifier)
-        if len(batch) == _BATCH:
-            yield write_list(batch, media_type)
-            batch = []
-    yield write_list(batch, media_type)
-
-
-def _read_list(context: AdminContext, name: str) -> AsyncIterator[str]:
-    return context.catalogue.read_device_list(name) if name else _each(())
+    async with aclosing(context.catalogue.read_device_list(name)) as pieces:
+        async for piece in pieces:
+            yield write_list(piece, media_type)
 
 
 @streams.put(
@@ -399,11 +390,12 @@ async def add_to_device_list(context: Context, request: Request, firmware_id: st
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
     base = firmware.device_list
 
-    async def joined() -> AsyncIterator[str]:
-        async for identifier in _read_list(context, base or ""):
-            yield identifier
-        async for identifier in given.identifiers():
-            yield identifier
+    async def joined() -> AsyncIterator[list[str]]:
+        async with aclosing(context.catalogue.read_device_list(base or "")) as pieces:
+            async for piece in pieces:
+                yield piece
+        async for piece in given.identifiers():
+            yield piece
 
     return await _set_list(context, firmware_id, given, joined(), conditions, adds_to=firmware)
 
@@ -417,34 +409,29 @@ class _GivenDevices:
         self._media_type = require_lines(request)
         self.unknown = 0
 
-    async def identifiers(self) -> AsyncIterator[str]:
-        batch: list[str] = []
+    async def identifiers(self) -> AsyncIterator[list[str]]:
+        piece: list[str] = []
         seen = 0
         lines = ListLines(self._media_type)
-        async for number, line in read_lines(self._request):
-            read = lines.read(number, line)
-            if read is None:
-                continue
-            batch.append(read)
-            seen += 1
+        async for numbered in read_lines(self._request):
+            read = lines.read(numbered)
+            seen += len(read)
             if seen > LISTED_DEVICES_MAX:
                 raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
-            if len(batch) == _BATCH:
-                self.unknown += await self._context.devices.count_unknown(batch)
-                for identifier in batch:
-                    yield identifier
-                batch = []
-        if batch:
-            self.unknown += await self._context.devices.count_unknown(batch)
-            for identifier in batch:
-                yield identifier
+            piece += read
+            if len(piece) >= _BATCH:
+                self.unknown += await self._context.devices.count_unknown(piece)
+                yield piece
+                piece = []
+        self.unknown += await self._context.devices.count_unknown(piece)
+        yield piece
 
 
 async def _set_list(
     context: AdminContext,
     firmware_id: str,
     given: _GivenDevices,
-    identifiers: AsyncIterator[str],
+    identifiers: AsyncIterator[list[str]],
     conditions: Preconditions,
     *,
     adds_to: Firmware | None = None,

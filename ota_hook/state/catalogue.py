@@ -115,16 +115,16 @@ class RedisCatalogue:
                     return self._current
         raise DependencyError("Others keep changing the catalogue; nothing was changed.", mend="Try again.")
 
-    async def stage_device_list(self, identifiers: AsyncIterator[str]) -> tuple[str, DeviceSet]:
+    async def stage_device_list(self, identifiers: AsyncIterator[list[str]]) -> tuple[str, DeviceSet]:
         """See ports.Catalogue. InputError for more than a million."""
         return await self._lists.stage(identifiers)
 
-    async def read_device_list(self, name: str) -> AsyncGenerator[str]:
+    async def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
         """See ports.Catalogue."""
         if name:
-            async with aclosing(self._lists.read(name)) as identifiers:
-                async for identifier in identifiers:
-                    yield identifier
+            async with aclosing(self._lists.read(name)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     # ---- changing
 

@@ -25,6 +25,8 @@ STAGED_SECONDS: Final = 3_600
 """A staged list that no change names is forgotten after this."""
 
 _ELEMENT_BYTES: Final = 16 * 1024
+_ADDED_AT_ONCE: Final = 200
+"""Identifiers: an element is at most so many longer than it should be."""
 _READ_ELEMENTS: Final = 16
 _DIGESTS_BYTES: Final = 512 * 1024
 """So much of the digests goes in one command: Redis is not held for long, nor are those who wait for it."""
@@ -47,8 +49,8 @@ class DeviceLists:
         """The keys of these lists."""
         return [key for name in names for key in (self._keys.device_list(name), self._keys.device_list_digests(name))]
 
-    async def stage(self, identifiers: AsyncIterator[str]) -> tuple[str, DeviceSet]:
-        """Write a list under a new name: (name, members); the empty one has the name "" and no key.
+    async def stage(self, identifiers: AsyncIterator[list[str]]) -> tuple[str, DeviceSet]:
+        """Write a list, given in pieces, under a new name: (name, members); the empty one is named "" and has no key.
 
         InputError for more than a million identifiers. What `identifiers` raises leaves nothing behind but an expiring
         key.
@@ -57,15 +59,16 @@ class DeviceLists:
         seed = await self._load_seed()
         builder = DeviceSetBuilder(int.from_bytes(seed, "big"))
         element = bytearray()
-        async for identifier in identifiers:
-            if not builder.add(identifier):
-                continue
-            if len(builder) > LIST_MAX:
-                raise InputError(f"A device list holds at most {LIST_MAX} devices.", field="devices")
-            element += as_bytes(identifier) + _SEPARATOR
-            if len(element) >= _ELEMENT_BYTES:
-                await self._append_element(name, element)
-                element = bytearray()
+        async for piece in identifiers:
+            for start in range(0, len(piece), _ADDED_AT_ONCE):
+                new = builder.add_new(piece[start : start + _ADDED_AT_ONCE])
+                if len(builder) > LIST_MAX:
+                    raise InputError(f"A device list holds at most {LIST_MAX} devices.", field="devices")
+                if new:
+                    element += as_bytes("\n".join(new)) + _SEPARATOR
+                if len(element) >= _ELEMENT_BYTES:
+                    await self._append_element(name, element)
+                    element = bytearray()
         if not len(builder):
             return "", NOBODY
         if element:
@@ -126,16 +129,15 @@ class DeviceLists:
                 found.append(stored if len(stored) == size else b"")
         return found
 
-    async def read(self, name: str) -> AsyncGenerator[str]:
-        """The members, each once, in the order in which they were given; none where there is no such list."""
+    async def read(self, name: str) -> AsyncGenerator[list[str]]:
+        """The members in pieces, each once, in the order in which they were given; none where there is no such list."""
         key = self._keys.device_list(name)
         start = 0
         while True:
             with redis_errors("reading a device list"):
                 elements = await run_command(self._redis, "LRANGE", key, start, start + _READ_ELEMENTS - 1)
             for element in elements:
-                for identifier in element.split(_SEPARATOR):
-                    yield as_text(identifier)
+                yield as_text(element).split("\n")
             if len(elements) < _READ_ELEMENTS:
                 return
             start += _READ_ELEMENTS

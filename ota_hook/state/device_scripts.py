@@ -231,6 +231,15 @@ return {gone > 0 and 1 or 0, cancelled}
 """
 )
 
+COUNT: Final = Script(
+    """
+local known = 0
+for i = 1, #KEYS do known = known + redis.call('HEXISTS', KEYS[i], ARGV[i]) end
+return known
+"""
+)
+"""How many of the identifiers are there, each under the key of its number."""
+
 SCAN: Final = Script(
     """
 local blobs = {}

@@ -29,9 +29,9 @@ from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState
 from ota_hook.ports import ANY_DEVICE, ExpectedDevice, Report, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_commands, run_pipelined, slot_of
+from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
-from ota_hook.state.device_scripts import CREATE, DELETE, LOAD, PATCH, PUT, SCAN
+from ota_hook.state.device_scripts import COUNT, CREATE, DELETE, LOAD, PATCH, PUT, SCAN
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.offers import count_cancelled
@@ -126,15 +126,23 @@ class RedisDevices:
         known = 0
         with redis_errors("looking for devices"):
             for start in range(0, len(identifiers), _LOAD_BATCH):
-                batch = identifiers[start : start + _LOAD_BATCH]
-                known += sum(await run_commands(self._redis, [self._exists_command(name) for name in batch]))
+                calls = self._count_calls(identifiers[start : start + _LOAD_BATCH])
+                answers, _ = await run_pipelined(self._redis, COUNT, calls)
+                known += sum(answers)
         return len(identifiers) - known
 
-    def _exists_command(self, identifier: str) -> tuple[Argument, ...]:
-        name = as_bytes(identifier)
-        bucket = self._keys.bucket_of_name(name)
-        is_short = len(name) <= COMPACT_MAX_BYTES
-        return "HEXISTS", self._keys.devices(bucket) if is_short else self._keys.long_devices(bucket), name
+    def _count_calls(self, identifiers: Sequence[str]) -> list[Call]:
+        """The runs of COUNT, each for devices of one slot."""
+        calls: dict[int, tuple[list[Argument], list[Argument]]] = {}
+        for identifier in identifiers:
+            name = as_bytes(identifier)
+            bucket = self._keys.bucket_of_name(name)
+            is_short = len(name) <= COMPACT_MAX_BYTES
+            key = self._keys.devices(bucket) if is_short else self._keys.long_devices(bucket)
+            keys, names = calls.setdefault(slot_of(self._redis, key), ([], []))
+            keys.append(key)
+            names.append(name)
+        return list(calls.values())
 
     async def begin_import(self) -> RedisDeviceImport:
         """See ports.DeviceStore."""

@@ -57,8 +57,8 @@ def catalogues(draw: st.DrawFn, scheme: str) -> list[oracle.Firmware]:
     return catalogue
 
 
-def compiled(scheme: str, catalogue: Sequence[oracle.Firmware], previous: FirmwareIndex | None = None) -> FirmwareIndex:
-    return FirmwareIndex(scheme, oracle.compiled_entries(catalogue), previous=previous)
+def compiled(scheme: str, catalogue: Sequence[oracle.Firmware]) -> FirmwareIndex:
+    return FirmwareIndex(scheme, oracle.compiled_entries(catalogue))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -105,17 +105,37 @@ def test_upgrades_without_downgrades_end(catalogue: list[oracle.Firmware], devic
     assert steps <= len(catalogue)
 
 
-@given(catalogues("auto"), st.lists(devices, max_size=5), st.data())
-def test_an_index_that_borrows_its_predecessors_table_answers_as_one_that_does_not(
-    catalogue: list[oracle.Firmware], asking: list[oracle.Device], data: st.DataObject
-) -> None:
-    entries = oracle.compiled_entries(catalogue)
-    previous = FirmwareIndex("auto", entries)
-    edited = [entry._replace(enabled=data.draw(st.booleans())) for entry in entries]
-    borrowing, own = FirmwareIndex("auto", edited, previous=previous), FirmwareIndex("auto", edited)
-    for device in (*map(oracle.Device, IDENTIFIERS), *asking):
-        asked = (device.identifier, data.draw(st.sampled_from(VERSIONS["auto"])), device.tags)
-        assert borrowing.resolve(*asked) == own.resolve(*asked)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_an_index_after_changes_is_the_index_of_what_there_is_then(scheme: str, data: st.DataObject) -> None:
+    catalogue = data.draw(catalogues(scheme))
+    entries = {entry.id: entry for entry in oracle.compiled_entries(catalogue)}
+    index = compiled(scheme, catalogue)
+    asking = [*map(oracle.Device, IDENTIFIERS), *data.draw(st.lists(devices, max_size=3))]
+    for _ in range(data.draw(st.integers(1, 3))):
+        before, said_before = index, explanations(index, asking)
+        edited = {e.id: e for e in oracle.compiled_entries(data.draw(catalogues(scheme)))}
+        # Lists stay the objects that they are where an edit is about something else.
+        kept_lists = {
+            key: edited[key]._replace(devices=entries[key].devices)
+            for key in edited.keys() & entries.keys()
+            if data.draw(st.booleans())
+        }
+        removed = data.draw(st.lists(st.sampled_from([*entries, "UNKNOWN"]), unique=True))
+        changed = edited | kept_lists
+        entries = {key: entry for key, entry in entries.items() if key not in removed} | changed
+        index = before.with_changes(changed.values(), removed)
+        assert explanations(index, asking) == explanations(FirmwareIndex(scheme, entries.values()), asking)
+        assert len(index) == len(entries)
+        assert explanations(before, asking) == said_before
+
+
+def explanations(index: FirmwareIndex, asking: Sequence[oracle.Device]) -> list[object]:
+    return [
+        (index.resolve(device.identifier, current, device.tags), index.explain(device.identifier, current, device.tags))
+        for device in asking
+        for current in ("1.0.0", "1.0.1", "none", "2.0.0")
+    ]
 
 
 # --- whole buckets ----------------------------------------------------------------------------------------------------

@@ -63,6 +63,39 @@ def test_an_edited_scheme_takes_firmware_out_that_it_can_not_read() -> None:
     assert resolve(after, current="1.0.0") == "G"
 
 
+def test_a_firmware_that_moves_leaves_the_index_that_it_was_in() -> None:
+    before = make_snapshot(make_firmware("F", "2.0"), make_firmware("G", "1.5"))
+    after, _ = change(before, make_firmware("F", "2.0", module="gps"))
+    assert (resolve(after), resolve(after, module="gps")) == ("G", "F")
+    alone, _ = change(after, make_firmware("G", "1.5", module="gps"))
+    assert alone.index("tracker", "main") is None
+
+
+def test_an_edited_type_that_keeps_its_scheme_keeps_its_indices() -> None:
+    before = make_snapshot(make_firmware("F", "2.0"))
+    after, _ = change(before, DeviceType(key="tracker", name="Renamed"))
+    assert after.index("tracker", "main") is before.index("tracker", "main")
+
+
+def test_firmware_that_a_scheme_refused_is_back_when_the_scheme_is() -> None:
+    before = make_snapshot(make_firmware("F", "2.0"))
+    tracker = before.types["tracker"]
+    strict, _ = change(before, replace(tracker, version_scheme=VersionScheme.SEMVER))
+    assert resolve(strict, current="1.0.0") is None
+    edited, _ = change(strict, make_firmware("G", "1.5.0"))
+    assert resolve(edited, current="1.0.0") == "G"
+    lenient, refused = change(edited, tracker)
+    assert (resolve(lenient, current="1.0.0"), refused) == ("F", [])
+
+
+def test_a_type_that_comes_back_brings_its_firmware_back() -> None:
+    before = make_snapshot(make_firmware("F", "2.0"))
+    removal = CatalogueChange(DocumentKind.DEVICE_TYPE, "tracker", None)
+    gone, _ = before.with_changes([removal], revision=2, device_lists={})
+    back, _ = change(gone, before.types["tracker"])
+    assert resolve(back) == "F"
+
+
 def test_a_type_may_come_after_what_refers_to_it_in_one_batch() -> None:
     lamp = DeviceType(key="lamp", name="Lamp")
     firmware = replace(make_firmware("F", "2.0"), device_type="lamp")
