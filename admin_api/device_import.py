@@ -5,10 +5,8 @@ Memory is bounded by two batches, whatever the body's length.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Sequence
+from typing import Final
 
 from fastapi import Request
 
@@ -16,6 +14,7 @@ from admin_api.bodies import read_lines, require_lines
 from admin_api.context import AdminContext
 from admin_api.device_lines import DeviceLines
 from admin_api.documents import ImportOut, LineError
+from admin_api.one_behind import OneBehind
 from ota_hook.errors import InputError
 from ota_hook.ports import DeviceEntry, DeviceImport, DeviceStore
 
@@ -36,7 +35,7 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
         done.replaced += replaced
 
     batch: list[DeviceEntry] = []
-    async with _OneBehind(write) as writing:
+    async with OneBehind(write) as writing:
         async for numbered in read_lines(request):
             for number, line in numbered:
                 if lines.needs_header:
@@ -71,32 +70,3 @@ class _DryRun:
 
     async def confirm(self) -> None:
         """Nothing was written."""
-
-
-class _OneBehind:
-    """Writes one batch beside its caller, who waits where the one before is not written yet: order stays."""
-
-    def __init__(self, write: Callable[[Sequence[DeviceEntry]], Awaitable[None]]) -> None:
-        self._write = write
-        self._task: asyncio.Future[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def start(self, batch: Sequence[DeviceEntry]) -> None:
-        await self.finish()
-        if batch:
-            self._task = asyncio.ensure_future(self._write(batch))
-
-    async def finish(self) -> None:
-        """Return when what was started is written; raises what went wrong."""
-        if self._task is not None:
-            task, self._task = self._task, None
-            await task

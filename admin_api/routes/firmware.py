@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
@@ -26,6 +26,7 @@ from admin_api.documents import (
 from admin_api.firmware_views import FirmwareViews
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.list_lines import ListLines, list_header, write_list
+from admin_api.one_behind import OneBehind
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
@@ -390,12 +391,13 @@ async def add_to_device_list(context: Context, request: Request, firmware_id: st
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
     base = firmware.device_list
 
-    async def joined() -> AsyncIterator[list[str]]:
+    async def joined() -> AsyncGenerator[list[str]]:
         async with aclosing(context.catalogue.read_device_list(base or "")) as pieces:
             async for piece in pieces:
                 yield piece
-        async for piece in given.identifiers():
-            yield piece
+        async with aclosing(given.identifiers()) as pieces:
+            async for piece in pieces:
+                yield piece
 
     return await _set_list(context, firmware_id, given, joined(), conditions, adds_to=firmware)
 
@@ -409,35 +411,41 @@ class _GivenDevices:
         self._media_type = require_lines(request)
         self.unknown = 0
 
-    async def identifiers(self) -> AsyncIterator[list[str]]:
+    async def identifiers(self) -> AsyncGenerator[list[str]]:
         piece: list[str] = []
         seen = 0
         lines = ListLines(self._media_type)
-        async for numbered in read_lines(self._request):
-            read = lines.read(numbered)
-            seen += len(read)
-            if seen > LISTED_DEVICES_MAX:
-                raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
-            piece += read
-            if len(piece) >= _BATCH:
-                self.unknown += await self._context.devices.count_unknown(piece)
-                yield piece
-                piece = []
-        self.unknown += await self._context.devices.count_unknown(piece)
+        async with OneBehind(self._count) as counting:
+            async for numbered in read_lines(self._request):
+                read = lines.read(numbered)
+                seen += len(read)
+                if seen > LISTED_DEVICES_MAX:
+                    raise InputError(f"A device list has at most {LISTED_DEVICES_MAX} entries.")
+                piece += read
+                if len(piece) >= _BATCH:
+                    await counting.start(piece)
+                    yield piece
+                    piece = []
+            await counting.start(piece)
+            await counting.finish()
         yield piece
+
+    async def _count(self, piece: list[str]) -> None:
+        self.unknown += await self._context.devices.count_unknown(piece)
 
 
 async def _set_list(
     context: AdminContext,
     firmware_id: str,
     given: _GivenDevices,
-    identifiers: AsyncIterator[list[str]],
+    identifiers: AsyncGenerator[list[str]],
     conditions: Preconditions,
     *,
     adds_to: Firmware | None = None,
 ) -> Response:
     """Write the list and make it the firmware's. It adds to the list of `adds_to`, which must be the newest still."""
-    name, members = await context.catalogue.stage_device_list(identifiers)
+    async with aclosing(identifiers) as pieces:
+        name, members = await context.catalogue.stage_device_list(pieces)
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = find_firmware(snapshot, firmware_id)
