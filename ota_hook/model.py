@@ -181,6 +181,50 @@ class OpenOffer:
     offered_at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """Runs when somebody asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One run, at a time."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """At wall times of an IANA `zone`: `times` (minutes since midnight) of `days` (0 is Monday), or a `cron` line."""
+
+    zone: str
+    days: tuple[int, ...] = ()
+    times: tuple[int, ...] = ()
+    cron: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Every so many seconds, counted from a moment."""
+
+    every_s: int
+    from_ms: int
+
+
+Schedule = Manual | Once | Repeat | Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a run may send: from `start` to `end` (minutes since midnight, `end` on the next day where it is not later)
+    of the days on which it starts (0 is Monday), as wall time of an IANA zone."""
+
+    zone: str
+    days: tuple[int, ...]
+    start: int
+    end: int
+
+
 class Outcome(StrEnum):
     """How one device fared in one offer. Later steps (delivery, download, replies) join with tracking."""
 
