@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 IDENTIFIER_MAX_BYTES: Final = 128
 VERSION_MAX_BYTES: Final = 128
@@ -170,6 +170,7 @@ class OpenOffer:
     """A firmware that a device was told of and that has no outcome yet; one per (device, module).
 
     `version` is the offered one, `from_version` the one that the device ran. The newest of `command_ids` is the last.
+    `run_id` and `chunk` say where in a run it belongs; empty where a check made it.
     """
 
     module: str
@@ -179,11 +180,15 @@ class OpenOffer:
     from_version: str
     command_ids: tuple[int, ...]
     offered_at_ms: int
+    run_id: str = ""
+    chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Manual:
     """Runs when somebody asks."""
+
+    kind: Literal["manual"] = "manual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class Once:
     """One run, at a time."""
 
     at_ms: int
+    kind: Literal["once"] = "once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +207,7 @@ class Repeat:
     days: tuple[int, ...] = ()
     times: tuple[int, ...] = ()
     cron: str | None = None
+    kind: Literal["repeat"] = "repeat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,7 @@ class Interval:
 
     every_s: int
     from_ms: int
+    kind: Literal["interval"] = "interval"
 
 
 Schedule = Manual | Once | Repeat | Interval
@@ -226,13 +234,42 @@ class Window:
 
 
 class Outcome(StrEnum):
-    """How one device fared in one offer. Later steps (delivery, download, replies) join with tracking."""
+    """How one device fared in one offer, or how far it is. Steps may be missing; those of a final outcome are over.
 
+    `planned` and `sending` are before the command left, and `skipped` is a device for which nothing was newer any more
+    when its turn came: only runs know these.
+    """
+
+    PLANNED = "planned"
+    SENDING = "sending"
     OFFERED = "offered"
+    DELIVERED = "delivered"
+    DOWNLOADING = "downloading"
+    DOWNLOADED = "downloaded"
+    INSTALLING = "installing"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REJECTED = "rejected"
+    TIMED_OUT = "timed_out"
     SUPERSEDED = "superseded"
     CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing comes behind it."""
+        return self not in _STEPS
+
+
+_STEPS: Final = (
+    Outcome.PLANNED,
+    Outcome.SENDING,
+    Outcome.OFFERED,
+    Outcome.DELIVERED,
+    Outcome.DOWNLOADING,
+    Outcome.DOWNLOADED,
+    Outcome.INSTALLING,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.snapshot import Snapshot
+from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState, Task
 
 
 class SnapshotSource(Protocol):
@@ -337,3 +338,219 @@ class PackageStore(Protocol):
     async def remove(self, firmware_id: str) -> None:
         """Remove it; one that is not there is no error."""
         ...
+
+
+# ---- pushes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A task, and its bytes as they are stored: what a write expects to find."""
+
+    task: Task
+    stored: bytes
+
+
+class SkippedDue(NamedTuple):
+    """A due time at which no run was made."""
+
+    due_at_ms: int
+    reason: str
+
+
+class RunMade(NamedTuple):
+    """What came of making a run.
+
+    `created`; `open`: `run_id` is the task's open run; `skipped`: a due time passed while one was open; `overtaken`:
+    another worker claimed that due time; `changed`: the task is another now, or gone.
+    """
+
+    word: str
+    run_id: str
+
+
+class TaskStore(Protocol):
+    """Tasks, when they are due, and making their runs. Raises DependencyError where Redis does not answer."""
+
+    async def load_tasks(self) -> list[Task]:
+        """Every task, by id. One that can't be read is left out and logged."""
+        ...
+
+    async def load_task(self, task_id: str) -> StoredTask | None: ...
+
+    async def put_task(self, task: Task, *, expected: bytes, due_at_ms: int | None) -> None:
+        """Write the task and when it is due next. ConflictError (stale) where not `expected` is stored (b"": none)."""
+        ...
+
+    async def delete_task(self, task_id: str, *, expected: bytes) -> None:
+        """Forget the task; its runs stay. ConflictError as above."""
+        ...
+
+    async def load_due(self, *, before_ms: int, limit: int) -> list[tuple[str, int]]:
+        """Tasks that are due, the earliest first, with the time."""
+        ...
+
+    async def load_due_times(self, task_ids: Sequence[str]) -> list[int | None]:
+        """When each is due next."""
+        ...
+
+    async def load_open_runs(self, task_ids: Sequence[str]) -> list[str | None]:
+        """The open run of each."""
+        ...
+
+    async def load_skips(self, task_id: str) -> list[SkippedDue]:
+        """The last 20, newest first."""
+        ...
+
+    async def create_run(
+        self, head: RunHead, *, expected: bytes, now_ms: int, next_due_ms: int | None = None, skip: str = ""
+    ) -> RunMade:
+        """Make a run of the task as `expected`, and queue its planning. A task has one open run at most.
+
+        Where `head.due_at_ms` is set, that due time is claimed and `next_due_ms` becomes the next one; with a reason in
+        `skip` it is claimed and noted, and no run is made. Asked twice for one run id, it makes one run.
+        """
+        ...
+
+
+class PlanPosition(NamedTuple):
+    """How far the planning of a run is: its state, the place behind what was looked at, and the chunks so far."""
+
+    state: RunState
+    cursor: int
+    chunks: int
+
+
+class Taken(NamedTuple):
+    """What a worker may send of a chunk. `word`: `taken`, `held` (by another), `stopped` or `done`.
+
+    `again`: an earlier holder may have sent these; `devices` are new. All have their command ids and are `sending`.
+    `wait_ms` says when to ask for more.
+    """
+
+    word: str
+    wait_ms: int
+    again: list[RunDevice]
+    devices: list[RunDevice]
+
+
+class RunStore(Protocol):
+    """Runs: their records, counters and states. Raises DependencyError where Redis does not answer."""
+
+    async def load_open(self) -> list[RunHead]:
+        """The runs that are not closed."""
+        ...
+
+    async def load_run(self, run_id: str) -> Run | None: ...
+
+    async def page_runs(self, *, task_id: str | None, before: str | None, limit: int) -> tuple[list[Run], str | None]:
+        """Runs (of a task), newest first, behind the run `before`; and what to pass for the next page."""
+        ...
+
+    async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]: ...
+
+    async def count_chunks(self, run_id: str) -> int: ...
+
+    async def begin_plan(self, head: RunHead, *, now_ms: int) -> PlanPosition:
+        """Begin to plan, or find out how far it is. Planning goes on only in the state `planning`."""
+        ...
+
+    async def add_chunk(
+        self, run_id: str, devices: Sequence[RunDevice], *, before: PlanPosition, cursor: int
+    ) -> PlanPosition | None:
+        """Add devices, all there are up to `cursor`. None and nothing written where planning is not at `before`."""
+        ...
+
+    async def end_plan(self, run_id: str, position: PlanPosition, *, now_ms: int) -> bool:
+        """All was looked at: the run runs; one without devices is completed."""
+        ...
+
+    async def queue_chunks(self, run_id: str, *, now_ms: int, stale_ms: int, most: int) -> list[int]:
+        """Chunks to put into the queue: so that `most` are in it, those that nobody touched for `stale_ms` again."""
+        ...
+
+    async def take(
+        self,
+        run_id: str,
+        chunk: int,
+        *,
+        worker: str,
+        now_ms: int,
+        lease_ms: int,
+        first_id: int,
+        most: int,
+        pacing: Pacing,
+        is_first: bool,
+    ) -> Taken:
+        """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind."""
+        ...
+
+    async def mark_sent(
+        self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int, timeout_ms: int
+    ) -> None:
+        """What became of devices that were `sending`, with their firmware as it was sent; a planned one waits again."""
+        ...
+
+    async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
+        """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved."""
+        ...
+
+    async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
+        """Chunks in which a device may have timed out."""
+        ...
+
+    async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
+        """Look for the next device of the chunk that times out."""
+        ...
+
+    async def set_state(
+        self, head: RunHead, wanted: RunState | None, *, of: Sequence[RunState], reason: str, now_ms: int
+    ) -> tuple[bool, RunState]:
+        """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause."""
+        ...
+
+    async def close(self, head: RunHead) -> None:
+        """A run in a final state: the task may have another, and the records are kept for 90 days."""
+        ...
+
+
+class Work(NamedTuple):
+    """A piece of work. `chunk` None: plan the run; else send to the devices of that chunk. `attempt` from 1."""
+
+    entry: str
+    run_id: str
+    chunk: int | None
+    attempt: int = 1
+
+
+class DeadWork(NamedTuple):
+    """Work that was given up."""
+
+    at_ms: int
+    run_id: str
+    chunk: int | None
+    reason: str
+
+
+class WorkQueue(Protocol):
+    """What workers shall do; each piece is done at least once. Raises DependencyError."""
+
+    async def open(self) -> None: ...
+
+    async def add(self, run_id: str, chunk: int | None) -> None: ...
+
+    async def claim(self, *, most: int, block_ms: int) -> list[Work]:
+        """Work that nobody has, or that nobody renewed within the lease; waits up to `block_ms` for some."""
+        ...
+
+    async def renew(self, work: Sequence[Work]) -> None:
+        """Say that this worker is still at it."""
+        ...
+
+    async def finish(self, work: Work) -> None: ...
+
+    async def bury(self, work: Work, reason: str) -> None:
+        """Give it up, visibly."""
+        ...
+
+    async def load_dead(self, *, limit: int) -> list[DeadWork]: ...

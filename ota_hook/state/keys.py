@@ -126,6 +126,72 @@ class Keys:
         """Sorted set: hook process → when its liveness runs out (epoch ms, by Redis's clock)."""
         return f"{self.prefix}:{{c}}:live"
 
+    # ---- tasks and runs: what is shared is beside the catalogue, what belongs to one run has a slot of its own
+
+    @property
+    def tasks(self) -> str:
+        """Hash: task id → JSON."""
+        return f"{self.prefix}:{{c}}:tasks"
+
+    @property
+    def due(self) -> str:
+        """Sorted set: task id → when it is due next (epoch ms)."""
+        return f"{self.prefix}:{{c}}:due"
+
+    @property
+    def runs(self) -> str:
+        """Sorted set: run id → when it was made (epoch ms)."""
+        return f"{self.prefix}:{{c}}:runs"
+
+    @property
+    def open_runs(self) -> str:
+        """Hash: run id → JSON of its head, for runs that are not over."""
+        return f"{self.prefix}:{{c}}:open-runs"
+
+    @property
+    def open_run_by_task(self) -> str:
+        """Hash: task id → id of its open run."""
+        return f"{self.prefix}:{{c}}:open-by-task"
+
+    def runs_of(self, task_id: str) -> str:
+        """Sorted set: id of a run of that task → when it was made."""
+        return f"{self.prefix}:{{c}}:task-runs:{task_id}"
+
+    def skips_of(self, task_id: str) -> str:
+        """List: the last due times of a task that were skipped, and why."""
+        return f"{self.prefix}:{{c}}:skips:{task_id}"
+
+    @property
+    def work(self) -> str:
+        """Stream: what workers shall do; a consumer group claims it."""
+        return f"{self.prefix}:{{c}}:work"
+
+    @property
+    def dead_work(self) -> str:
+        """Stream: work that was tried too often."""
+        return f"{self.prefix}:{{c}}:dead-work"
+
+    @property
+    def run_events(self) -> str:
+        """Stream: what became of offers that belong to a run."""
+        return f"{self.prefix}:{{c}}:run-events"
+
+    def run(self, run_id: str) -> str:
+        """Hash: state, times, counters (`n:OUTCOME`) and leases (`l:CHUNK`) of one run."""
+        return f"{self.prefix}:{{{run_id}}}:run"
+
+    def run_chunk(self, run_id: str, chunk: int) -> str:
+        """Hash: identifier → packed record, of some devices of a run."""
+        return f"{self.prefix}:{{{run_id}}}:c:{chunk}"
+
+    def run_unsent(self, run_id: str) -> str:
+        """Sorted set: chunk with devices that were not sent their command → when it was put into the queue, or 0."""
+        return f"{self.prefix}:{{{run_id}}}:unsent"
+
+    def run_deadlines(self, run_id: str) -> str:
+        """Sorted set: chunk → when the first of its devices times out (epoch ms)."""
+        return f"{self.prefix}:{{{run_id}}}:deadlines"
+
     def devices_pattern(self) -> str:
         """What SCAN matches for the hashes of devices, short and long."""
         return f"{self.prefix}:{{*}}:[dx]"

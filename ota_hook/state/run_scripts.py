@@ -1,0 +1,236 @@
+"""The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
+
+A record is `[outcome, firmware, from version, command id, at_ms, code]`. The run's hash counts the records at each
+outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes `completed` with the last.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ota_hook.model import Outcome
+from ota_hook.state.connection import Script
+
+_RANKS: Final = "".join(f"{outcome.value}={rank}," for rank, outcome in enumerate(Outcome) if not outcome.is_final)
+_FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
+
+RUN_LUA: Final = f"""
+local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE = 1, 2, 3, 4, 5, 6
+local RANKS = {{{_RANKS}}}
+local FINAL = {_FIRST_FINAL}
+local function rank_of(outcome) return RANKS[outcome] or FINAL end
+local function complete_if_done(run, now)
+  local state, planned, total, final = unpack(redis.call('HMGET', run, 'state', 'planned', 'total', 'final'))
+  if planned and (state == 'running' or state == 'waiting') and tonumber(final) == tonumber(total) then
+    redis.call('HSET', run, 'state', 'completed', 'finished', now)
+  end
+end
+local function move(run, chunk, identifier, record, outcome, code, now)
+  redis.call('HINCRBY', run, 'n:' .. record[OUTCOME], -1)
+  redis.call('HINCRBY', run, 'n:' .. outcome, 1)
+  if rank_of(outcome) == FINAL then redis.call('HINCRBY', run, 'final', 1) end
+  record[OUTCOME], record[CODE], record[AT] = outcome, code, now
+  redis.call('HSET', chunk, identifier, cmsgpack.pack(record))
+end
+"""
+
+# KEYS: run. ARGV: now.
+BEGIN: Final = Script("""
+local state, planned = unpack(redis.call('HMGET', KEYS[1], 'state', 'planned'))
+if not planned and (state or 'waiting') == 'waiting' then
+  redis.call('HSET', KEYS[1], 'state', 'planning', 'started', ARGV[1])
+  for _, counter in ipairs({'cursor', 'chunks', 'total', 'final'}) do redis.call('HSETNX', KEYS[1], counter, 0) end
+end
+return redis.call('HMGET', KEYS[1], 'state', 'cursor', 'chunks')
+""")
+"""Begins to plan, or finds how far planning is: state, cursor, number of chunks."""
+
+# KEYS: run, chunk, unsent. ARGV: cursor before, cursor behind, chunk number, then identifier, record, …
+PLAN: Final = Script("""
+local state, cursor = unpack(redis.call('HMGET', KEYS[1], 'state', 'cursor'))
+if state ~= 'planning' or cursor ~= ARGV[1] then return 0 end
+local count = (#ARGV - 3) / 2
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+redis.call('HINCRBY', KEYS[1], 'total', count)
+redis.call('HINCRBY', KEYS[1], 'n:planned', count)
+redis.call('HSET', KEYS[1], 'cursor', ARGV[2], 'chunks', ARGV[3] + 1)
+redis.call('ZADD', KEYS[3], 0, ARGV[3])
+return 1
+""")
+"""Adds a chunk, if planning is where this planner believes it is: another one may have gone on in its place."""
+
+# KEYS: run. ARGV: cursor, now.
+END_PLAN: Final = Script(
+    RUN_LUA
+    + """
+local state, cursor = unpack(redis.call('HMGET', KEYS[1], 'state', 'cursor'))
+if state ~= 'planning' or cursor ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'running', 'planned', 1)
+complete_if_done(KEYS[1], ARGV[2])
+return 1
+"""
+)
+
+# KEYS: run, unsent. ARGV: now, stale before, most in the queue.
+QUEUE: Final = Script("""
+if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {} end
+local queued = redis.call('ZCOUNT', KEYS[2], ARGV[2], '+inf')
+local room = tonumber(ARGV[3]) - queued
+if room <= 0 then return {} end
+local chunks = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[2], 'LIMIT', 0, room)
+for _, chunk in ipairs(chunks) do redis.call('ZADD', KEYS[2], ARGV[1], chunk) end
+return chunks
+""")
+"""The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more."""
+
+# KEYS: run, chunk, unsent. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or 0),
+# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded).
+TAKE: Final = Script(
+    RUN_LUA
+    + """
+local number, worker, now, lease, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local next_id, is_first = tonumber(ARGV[6]), ARGV[7] == '1'
+local rate, ramp, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local run, field = KEYS[1], 'l:' .. number
+local state, held = unpack(redis.call('HMGET', run, 'state', field))
+local holder, expires = string.match(held or '', '^(.-)|(%d+)$')
+if holder and holder ~= worker and tonumber(expires) > now then return {'held', 0, {}, {}} end
+if state ~= 'running' then
+  redis.call('HDEL', run, field)
+  if redis.call('ZSCORE', KEYS[3], number) then redis.call('ZADD', KEYS[3], 0, number) end
+  return {'stopped', 0, {}, {}}
+end
+redis.call('HSET', run, field, worker .. '|' .. (now + lease))
+local again, planned, sending = {}, {}, 0
+local flat = redis.call('HGETALL', KEYS[2])
+for i = 1, #flat, 2 do
+  local record = cmsgpack.unpack(flat[i + 1])
+  if record[OUTCOME] == 'sending' then
+    sending = sending + 1
+    if is_first then again[#again + 1] = flat[i]; again[#again + 1] = flat[i + 1] end
+  elseif record[OUTCOME] == 'planned' then
+    planned[#planned + 1] = {flat[i], record}
+  end
+end
+if #planned == 0 and sending == 0 then
+  redis.call('ZREM', KEYS[3], number)
+  redis.call('HDEL', run, field)
+  return {'done', 0, {}, {}}
+end
+redis.call('ZADD', KEYS[3], now, number)
+local may, wait = math.min(wanted, #planned), 0
+if most > 0 then
+  local under_way = 0
+  for outcome, _ in pairs(RANKS) do
+    if outcome ~= 'planned' then under_way = under_way + tonumber(redis.call('HGET', run, 'n:' .. outcome) or 0) end
+  end
+  may = math.min(may, math.max(0, most - under_way))
+  wait = 1000
+end
+if rate > 0 and may > 0 then
+  local started = tonumber(redis.call('HGET', run, 'pace_from') or now)
+  if started == now then redis.call('HSET', run, 'pace_from', now) end
+  if ramp > 0 then rate = math.min(rate, ramp * 2 ^ math.min(30, math.floor((now - started) / 60000))) end
+  local burst = 1 + rate / 60
+  local tokens, at = unpack(redis.call('HMGET', run, 'tokens', 'tokens_at'))
+  tokens = math.min(burst, tonumber(tokens or 1) + math.max(0, now - tonumber(at or now)) * rate / 60000)
+  may = math.min(may, math.floor(tokens))
+  redis.call('HSET', run, 'tokens', tostring(tokens - may), 'tokens_at', now)
+  wait = math.ceil(math.max(1, (1 - (tokens - may)) * 60000 / rate))
+end
+local taken = {}
+for i = 1, may do
+  local identifier, record = planned[i][1], planned[i][2]
+  if record[ID] == 0 then record[ID] = next_id; next_id = next_id + 1 end
+  move(run, KEYS[2], identifier, record, 'sending', '', now)
+  taken[#taken + 1] = identifier
+  taken[#taken + 1] = redis.call('HGET', KEYS[2], identifier)
+end
+return {'taken', wait, again, taken}
+"""
+)
+"""Lends a chunk to a worker and gives it devices to send to, as many as the pace allows.
+
+Returns a word and a number of ms, then records that an earlier holder was sending when it was lost (told only at the
+first call), then new ones: they are `sending` and have their command ids before anybody sends. `held`: another worker
+has the chunk; `stopped`: the run does not run; `done`: every command of the chunk left. The ms say when to ask again.
+"""
+
+# KEYS: run, chunk, deadlines. ARGV: chunk number, now, timeout ms, then identifier, outcome, code, firmware, from
+# version, …
+SENT: Final = Script(
+    RUN_LUA
+    + """
+local now, moved, is_open = tonumber(ARGV[2]), 0, false
+for i = 4, #ARGV, 5 do
+  local packed = redis.call('HGET', KEYS[2], ARGV[i])
+  local record = packed and cmsgpack.unpack(packed)
+  if record and record[OUTCOME] == 'sending' then
+    record[FIRMWARE], record[FROM_VERSION] = ARGV[i + 3], ARGV[i + 4]
+    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], ARGV[i + 2], now)
+    moved = moved + 1
+    is_open = is_open or rank_of(ARGV[i + 1]) < FINAL
+  end
+end
+if is_open then redis.call('ZADD', KEYS[3], 'LT', now + tonumber(ARGV[3]), ARGV[1]) end
+complete_if_done(KEYS[1], now)
+return moved
+"""
+)
+"""What became of commands that a worker sent, or had to let be. One that moved on meanwhile stays where it is."""
+
+# KEYS: run, chunk. ARGV: now, then identifier, outcome, code, at, …
+MOVE: Final = Script(
+    RUN_LUA
+    + """
+local moved = 0
+for i = 2, #ARGV, 4 do
+  local packed = redis.call('HGET', KEYS[2], ARGV[i])
+  local record = packed and cmsgpack.unpack(packed)
+  if record and rank_of(record[OUTCOME]) < FINAL and rank_of(ARGV[i + 1]) > rank_of(record[OUTCOME]) then
+    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]))
+    moved = moved + 1
+  end
+end
+if moved > 0 then complete_if_done(KEYS[1], ARGV[1]) end
+return moved
+"""
+)
+"""What devices said or what was found out of them: an outcome never goes back."""
+
+# KEYS: run, chunk, deadlines. ARGV: chunk number, timeout ms.
+NEXT_DEADLINE: Final = Script(
+    RUN_LUA
+    + """
+local first = false
+for _, packed in ipairs(redis.call('HVALS', KEYS[2])) do
+  local record = cmsgpack.unpack(packed)
+  local rank = rank_of(record[OUTCOME])
+  if rank > RANKS.sending and rank < FINAL and (not first or record[AT] < first) then first = record[AT] end
+end
+if first then redis.call('ZADD', KEYS[3], first + tonumber(ARGV[2]), ARGV[1])
+else redis.call('ZREM', KEYS[3], ARGV[1]) end
+return first
+"""
+)
+
+# KEYS: run. ARGV: state wanted, reason, now, then the states from which it may be reached.
+SET_STATE: Final = Script(
+    RUN_LUA
+    + """
+local state = redis.call('HGET', KEYS[1], 'state') or 'waiting'
+for i = 4, #ARGV do
+  if state == ARGV[i] then
+    local wanted = ARGV[1]
+    if wanted == 'resumed' then wanted = redis.call('HGET', KEYS[1], 'before') or 'running' end
+    if wanted == 'paused' or wanted == 'stopped' then redis.call('HSET', KEYS[1], 'before', state) end
+    redis.call('HSET', KEYS[1], 'state', wanted, 'reason', ARGV[2])
+    if wanted == 'cancelled' or wanted == 'failed' then redis.call('HSET', KEYS[1], 'finished', ARGV[3])
+    else complete_if_done(KEYS[1], ARGV[3]) end
+    return {1, state}
+  end
+end
+return {0, state}
+"""
+)
+"""Changes the state if it is one of those; says whether, and what it was."""

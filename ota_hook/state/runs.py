@@ -1,0 +1,264 @@
+"""Runs in Redis: implements ports.RunStore.
+
+Owns each run's records and counters, in a slot of its own (run_scripts.py). Must not know what is sent nor to whom: the
+rollout package decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgpack
+import orjson
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from ota_hook.errors import NotFound
+from ota_hook.model import Outcome
+from ota_hook.ports import PlanPosition, Taken
+from ota_hook.state.connection import Argument, RedisClient, redis_errors, run_command, run_commands
+from ota_hook.state.durability import DurableWriter
+from ota_hook.state.keys import Keys, as_bytes, as_text
+from ota_hook.state.run_scripts import BEGIN, END_PLAN, MOVE, NEXT_DEADLINE, PLAN, QUEUE, SENT, SET_STATE, TAKE
+from ota_hook.state.task_scripts import CLOSE_RUN
+from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState
+
+KEPT_SECONDS: Final = 90 * 86_400
+"""So long a run that is over is kept."""
+
+_HEAD: Final[TypeAdapter[RunHead]] = TypeAdapter(RunHead)
+_packer = msgpack.Packer(unicode_errors="surrogatepass")
+
+_log = structlog.get_logger("ota_hook.state.runs")
+
+
+class RedisRuns:
+    """ports.RunStore."""
+
+    def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._writer = writer or DurableWriter(redis)
+
+    # ---- reading
+
+    async def load_open(self) -> list[RunHead]:
+        """See ports.RunStore."""
+        with redis_errors("reading open runs"):
+            found: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.open_runs)
+        heads = []
+        for key, stored in found.items():
+            try:
+                heads.append(_HEAD.validate_json(stored))
+            except ValidationError as exc:
+                _log.error("run_unreadable", run=as_text(key), problem=str(exc))
+        return heads
+
+    async def load_run(self, run_id: str) -> Run | None:
+        """See ports.RunStore."""
+        with redis_errors("reading a run"):
+            fields: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.run(run_id))
+            stored = fields.get(b"head") or await run_command(self._redis, "HGET", self._keys.open_runs, run_id)
+        return None if stored is None else _run_of(_HEAD.validate_json(stored), fields)
+
+    async def page_runs(self, *, task_id: str | None, before: str | None, limit: int) -> tuple[list[Run], str | None]:
+        """See ports.RunStore."""
+        key = self._keys.runs if task_id is None else self._keys.runs_of(task_id)
+        with redis_errors("listing runs"):
+            start = 0
+            if before is not None:
+                rank = await run_command(self._redis, "ZREVRANK", key, before)
+                if rank is None:
+                    raise NotFound("The run of this cursor is not kept any more.", mend="Start without a cursor.")
+                start = rank + 1
+            ids = [as_text(one) for one in await run_command(self._redis, "ZREVRANGE", key, start, start + limit)]
+        runs = [run for run_id in ids[:limit] if (run := await self.load_run(run_id)) is not None]
+        return runs, ids[limit - 1] if len(ids) > limit else None
+
+    async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]:
+        """See ports.RunStore."""
+        with redis_errors("reading a chunk of a run"):
+            found = await run_command(self._redis, "HGETALL", self._keys.run_chunk(run_id, chunk))
+        return [_device_of(identifier, packed) for identifier, packed in found.items()]
+
+    async def count_chunks(self, run_id: str) -> int:
+        """See ports.RunStore."""
+        with redis_errors("reading a run"):
+            return int(await run_command(self._redis, "HGET", self._keys.run(run_id), "chunks") or 0)
+
+    # ---- planning
+
+    async def begin_plan(self, head: RunHead, *, now_ms: int) -> PlanPosition:
+        """See ports.RunStore."""
+        await self._keep_head(head)
+        with redis_errors("beginning a run"):
+            state, cursor, chunks = await BEGIN.run(self._redis, (self._keys.run(head.id),), (now_ms,))
+        return PlanPosition(RunState(as_text(state)), int(cursor or 0), int(chunks or 0))
+
+    async def add_chunk(
+        self, run_id: str, devices: Sequence[RunDevice], *, before: PlanPosition, cursor: int
+    ) -> PlanPosition | None:
+        """See ports.RunStore."""
+        keys = (
+            self._keys.run(run_id),
+            self._keys.run_chunk(run_id, before.chunks),
+            self._keys.run_unsent(run_id),
+        )
+        arguments: list[Argument] = [before.cursor, cursor, before.chunks]
+        for device in devices:
+            arguments += (as_bytes(device.identifier), _pack(device))
+        with redis_errors("planning a run"):
+            added = await PLAN.run(self._redis, keys, arguments)
+        return PlanPosition(RunState.PLANNING, cursor, before.chunks + 1) if added else None
+
+    async def end_plan(self, run_id: str, position: PlanPosition, *, now_ms: int) -> bool:
+        """See ports.RunStore."""
+        with redis_errors("planning a run"):
+            return bool(await END_PLAN.run(self._redis, (self._keys.run(run_id),), (position.cursor, now_ms)))
+
+    # ---- sending
+
+    async def queue_chunks(self, run_id: str, *, now_ms: int, stale_ms: int, most: int) -> list[int]:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_unsent(run_id))
+        with redis_errors("queueing chunks of a run"):
+            return [int(chunk) for chunk in await QUEUE.run(self._redis, keys, (now_ms, now_ms - stale_ms, most))]
+
+    async def take(
+        self,
+        run_id: str,
+        chunk: int,
+        *,
+        worker: str,
+        now_ms: int,
+        lease_ms: int,
+        first_id: int,
+        most: int,
+        pacing: Pacing,
+        is_first: bool,
+    ) -> Taken:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
+        arguments = (
+            *(chunk, worker, now_ms, lease_ms, most, first_id, int(is_first)),
+            *(pacing.rate_per_minute or 0, pacing.ramp_from_per_minute or 0, pacing.max_concurrent or 0),
+        )
+        with redis_errors("taking devices of a run"):
+            word, wait_ms, again, taken = await TAKE.run(self._redis, keys, arguments)
+        return Taken(as_text(word), wait_ms, _devices_of(again), _devices_of(taken))
+
+    async def mark_sent(
+        self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int, timeout_ms: int
+    ) -> None:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
+        arguments: list[Argument] = [chunk, now_ms, timeout_ms]
+        for device in devices:
+            arguments += (
+                as_bytes(device.identifier),
+                device.outcome.value,
+                as_bytes(device.code),
+                device.firmware_id,
+                as_bytes(device.from_version),
+            )
+        with redis_errors("noting what was sent"):
+            await SENT.run(self._redis, keys, arguments)
+
+    async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
+        """See ports.RunStore."""
+        arguments: list[Argument] = [now_ms]
+        for device in devices:
+            arguments += (as_bytes(device.identifier), device.outcome.value, as_bytes(device.code), device.at_ms)
+        with redis_errors("noting outcomes"):
+            return int(
+                await MOVE.run(self._redis, (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk)), arguments)
+            )
+
+    async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
+        """See ports.RunStore."""
+        with redis_errors("looking for devices that timed out"):
+            found = await run_command(
+                self._redis,
+                *("ZRANGE", self._keys.run_deadlines(run_id), "-inf", now_ms, "BYSCORE", "LIMIT", 0, limit),
+            )
+        return [int(chunk) for chunk in found]
+
+    async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
+        with redis_errors("looking for devices that time out"):
+            await NEXT_DEADLINE.run(self._redis, keys, (chunk, timeout_ms))
+
+    # ---- states
+
+    async def set_state(
+        self, head: RunHead, wanted: RunState | None, *, of: Sequence[RunState], reason: str, now_ms: int
+    ) -> tuple[bool, RunState]:
+        """See ports.RunStore."""
+        await self._keep_head(head)
+        arguments = ("resumed" if wanted is None else wanted.value, as_bytes(reason), now_ms, *(s.value for s in of))
+        ((changed, state),) = await self._writer.write_or_fail(SET_STATE, [((self._keys.run(head.id),), arguments)])
+        return bool(changed), RunState(as_text(state))
+
+    async def close(self, head: RunHead) -> None:
+        """See ports.RunStore."""
+        chunks = await self.count_chunks(head.id)
+        keys = [
+            self._keys.run(head.id),
+            self._keys.run_unsent(head.id),
+            self._keys.run_deadlines(head.id),
+            *(self._keys.run_chunk(head.id, chunk) for chunk in range(chunks)),
+        ]
+        with redis_errors("closing a run"):
+            for start in range(0, len(keys), 500):
+                batch = keys[start : start + 500]
+                await run_commands(self._redis, [("EXPIRE", key, KEPT_SECONDS) for key in batch])
+            await CLOSE_RUN.run(
+                self._redis, (self._keys.open_runs, self._keys.open_run_by_task), (head.id, head.task.id)
+            )
+
+    async def _keep_head(self, head: RunHead) -> None:
+        with redis_errors("writing a run"):
+            await run_command(self._redis, "HSETNX", self._keys.run(head.id), "head", orjson.dumps(head))
+
+
+def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
+    return Run(
+        head=head,
+        state=RunState(as_text(fields.get(b"state", b"waiting"))),
+        reason=as_text(fields.get(b"reason", b"")),
+        started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
+        finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
+        total=int(fields.get(b"total", 0)),
+        counters={
+            outcome: count for outcome in Outcome if (count := int(fields.get(f"n:{outcome.value}".encode(), 0)))
+        },
+    )
+
+
+def _pack(device: RunDevice) -> bytes:
+    packed: bytes = _packer.pack(
+        (
+            device.outcome.value,
+            device.firmware_id,
+            device.from_version,
+            device.command_id,
+            device.at_ms,
+            device.code,
+        )
+    )
+    return packed
+
+
+def _device_of(identifier: bytes, packed: bytes) -> RunDevice:
+    outcome, firmware_id, from_version, command_id, at_ms, code = msgpack.unpackb(
+        packed, unicode_errors="surrogatepass"
+    )[:6]
+    return RunDevice(
+        as_text(identifier), Outcome(outcome), firmware_id, from_version, int(command_id), int(at_ms), code
+    )
+
+
+def _devices_of(flat: Sequence[Any]) -> list[RunDevice]:
+    return [_device_of(identifier, packed) for identifier, packed in zip(flat[::2], flat[1::2], strict=True)]

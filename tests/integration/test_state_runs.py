@@ -1,0 +1,425 @@
+"""Tasks, runs and the workers' queue on a real Redis, single and Cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from ota_hook.errors import ConflictError
+from ota_hook.model import Interval, Outcome, Repeat
+from ota_hook.ports import PlanPosition, StoredTask
+from ota_hook.state.keys import Keys
+from ota_hook.state.runs import RedisRuns
+from ota_hook.state.tasks import RedisTasks
+from ota_hook.state.work import RedisWorkQueue
+from ota_hook.task import Pacing, RunDevice, RunHead, RunState, Task
+
+TASK = Task(id="01JTASK", name="夜间升级", device_type="tracker", schedule=Repeat("Asia/Shanghai", (0, 3), (150,)))
+HEAD = RunHead(id="01JRUN", task=TASK, created_at_ms=1_000)
+ALL_STATES = tuple(RunState)
+
+
+@pytest.fixture
+def tasks(redis: Redis, keys: Keys) -> RedisTasks:
+    return RedisTasks(redis, keys)
+
+
+@pytest.fixture
+def runs(redis: Redis, keys: Keys) -> RedisRuns:
+    return RedisRuns(redis, keys)
+
+
+def worker(redis: Redis, keys: Keys, name: str, *, lease_ms: int = 10_000) -> RedisWorkQueue:
+    return RedisWorkQueue(redis, keys, consumer=name, lease_ms=lease_ms)
+
+
+def planned(*identifiers: str) -> list[RunDevice]:
+    return [RunDevice(identifier, Outcome.PLANNED, "F", "1.0") for identifier in identifiers]
+
+
+async def store(tasks: RedisTasks, task: Task = TASK, *, due_at_ms: int | None = None) -> StoredTask:
+    await tasks.put_task(task, expected=b"", due_at_ms=due_at_ms)
+    stored = await tasks.load_task(task.id)
+    assert stored is not None
+    return stored
+
+
+async def start(runs: RedisRuns, *identifiers: str, head: RunHead = HEAD) -> None:
+    """A running run with these devices in its first chunk."""
+    position: PlanPosition | None = await runs.begin_plan(head, now_ms=1_000)
+    assert position is not None
+    if identifiers:
+        position = await runs.add_chunk(head.id, planned(*identifiers), before=position, cursor=16)
+    assert position is not None
+    assert await runs.end_plan(head.id, position, now_ms=1_000)
+
+
+async def take(
+    runs: RedisRuns,
+    *,
+    chunk: int = 0,
+    by: str = "one",
+    now_ms: int = 1_000,
+    first_id: int = 100,
+    most: int = 10,
+    pacing: Pacing | None = None,
+    is_first: bool = True,
+) -> tuple[str, list[RunDevice], list[RunDevice]]:
+    taken = await runs.take(
+        HEAD.id,
+        chunk,
+        worker=by,
+        now_ms=now_ms,
+        lease_ms=10_000,
+        first_id=first_id,
+        most=most,
+        pacing=pacing or Pacing(),
+        is_first=is_first,
+    )
+    return taken.word, sorted(taken.again), sorted(taken.devices)
+
+
+def became(device: RunDevice, outcome: Outcome, code: str = "", *, at_ms: int = 2_000) -> RunDevice:
+    return device._replace(outcome=outcome, code=code, at_ms=at_ms)
+
+
+async def counters(runs: RedisRuns) -> dict[Outcome, int]:
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    assert sum(run.counters.values()) == run.total
+    return dict(run.counters)
+
+
+async def state_of(runs: RedisRuns) -> RunState:
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    return run.state
+
+
+# ---- tasks
+
+
+async def test_a_task_comes_back_as_it_was_written(tasks: RedisTasks) -> None:
+    every = replace(TASK, id="01JOTHER", schedule=Interval(3_600, 5), devices=("d", "设备"), device_type=None)
+    await store(tasks)
+    await store(tasks, every)
+    assert await tasks.load_tasks() == [every, TASK]
+
+
+async def test_a_task_that_somebody_changed_meanwhile_is_not_overwritten(tasks: RedisTasks) -> None:
+    read = await store(tasks)
+    await tasks.put_task(replace(TASK, name="theirs", revision=2), expected=read.stored, due_at_ms=None)
+    with pytest.raises(ConflictError):
+        await tasks.put_task(replace(TASK, name="ours", revision=2), expected=read.stored, due_at_ms=None)
+    with pytest.raises(ConflictError):
+        await tasks.delete_task(TASK.id, expected=read.stored)
+    with pytest.raises(ConflictError):
+        await tasks.put_task(TASK, expected=b"", due_at_ms=None)
+    newest = await tasks.load_task(TASK.id)
+    assert newest is not None
+    assert newest.task.name == "theirs"
+    await tasks.delete_task(TASK.id, expected=newest.stored)
+    assert await tasks.load_task(TASK.id) is None
+
+
+async def test_due_tasks_are_found_the_earliest_first(tasks: RedisTasks) -> None:
+    now_ms = 1_795_617_647_901
+    await store(tasks, replace(TASK, id="LATER"), due_at_ms=now_ms)
+    await store(tasks, replace(TASK, id="SOONER"), due_at_ms=now_ms - 1)
+    await store(tasks, replace(TASK, id="FUTURE"), due_at_ms=now_ms + 1)
+    await store(tasks, replace(TASK, id="NEVER"))
+    assert await tasks.load_due(before_ms=now_ms, limit=9) == [("SOONER", now_ms - 1), ("LATER", now_ms)]
+    assert await tasks.load_due_times(["FUTURE", "NEVER"]) == [now_ms + 1, None]
+
+
+async def test_a_due_time_is_claimed_once_however_many_look(tasks: RedisTasks, runs: RedisRuns) -> None:
+    stored = await store(tasks, due_at_ms=500)
+    made = await asyncio.gather(
+        *(
+            tasks.create_run(
+                replace(HEAD, id=f"RUN{number}", due_at_ms=500), expected=stored.stored, now_ms=600, next_due_ms=900
+            )
+            for number in range(8)
+        )
+    )
+    assert sorted(one.word for one in made) == ["created", *["overtaken"] * 7]
+    assert len(await runs.load_open()) == 1
+    assert await tasks.load_due_times([TASK.id]) == [900]
+
+
+async def test_a_due_time_during_an_open_run_is_skipped_and_recorded(tasks: RedisTasks) -> None:
+    stored = await store(tasks, due_at_ms=500)
+    await tasks.create_run(HEAD, expected=stored.stored, now_ms=600)
+    made = await tasks.create_run(
+        replace(HEAD, id="RUN2", due_at_ms=500), expected=stored.stored, now_ms=600, next_due_ms=900
+    )
+    assert made.word == "skipped"
+    assert [(skip.due_at_ms, skip.reason) for skip in await tasks.load_skips(TASK.id)] == [(500, f"open {HEAD.id}")]
+    assert await tasks.load_due_times([TASK.id]) == [900]
+
+
+async def test_a_task_has_one_open_run_and_another_when_that_is_closed(tasks: RedisTasks, runs: RedisRuns) -> None:
+    stored = await store(tasks)
+    first = await tasks.create_run(HEAD, expected=stored.stored, now_ms=600)
+    again = await tasks.create_run(HEAD, expected=stored.stored, now_ms=600)
+    second = await tasks.create_run(replace(HEAD, id="RUN2"), expected=stored.stored, now_ms=601)
+    assert (first.word, again.word, second) == ("created", "created", ("open", HEAD.id))
+    await start(runs)
+    await runs.close(HEAD)
+    third = await tasks.create_run(replace(HEAD, id="RUN2"), expected=stored.stored, now_ms=602)
+    assert third.word == "created"
+    found, _ = await runs.page_runs(task_id=TASK.id, before=None, limit=10)
+    assert [run.head.id for run in found] == ["RUN2", HEAD.id]
+    assert [head.id for head in await runs.load_open()] == ["RUN2"]
+
+
+async def test_runs_are_paged_newest_first(tasks: RedisTasks, runs: RedisRuns) -> None:
+    for number in range(5):
+        task = replace(TASK, id=f"TASK{number}")
+        stored = await store(tasks, task)
+        await tasks.create_run(replace(HEAD, id=f"RUN{number}", task=task), expected=stored.stored, now_ms=number)
+    first, cursor = await runs.page_runs(task_id=None, before=None, limit=3)
+    rest, end = await runs.page_runs(task_id=None, before=cursor, limit=3)
+    assert [run.head.id for run in (*first, *rest)] == ["RUN4", "RUN3", "RUN2", "RUN1", "RUN0"]
+    assert end is None
+
+
+# ---- planning
+
+
+async def test_two_planners_of_one_run_plan_each_device_once(runs: RedisRuns) -> None:
+    one = await runs.begin_plan(HEAD, now_ms=1_000)
+    other = await runs.begin_plan(HEAD, now_ms=1_001)
+    assert one == other == (RunState.PLANNING, 0, 0)
+    then = await runs.add_chunk(HEAD.id, planned("a", "b"), before=one, cursor=8)
+    assert await runs.add_chunk(HEAD.id, planned("a", "b"), before=other, cursor=8) is None
+    assert await runs.begin_plan(HEAD, now_ms=1_002) == then == (RunState.PLANNING, 8, 1)
+    assert await counters(runs) == {Outcome.PLANNED: 2}
+
+
+async def test_a_run_without_devices_is_completed_at_once(runs: RedisRuns) -> None:
+    await start(runs)
+    assert await state_of(runs) == RunState.COMPLETED
+
+
+async def test_a_run_that_is_paused_while_it_is_planned_goes_on_planning_when_resumed(runs: RedisRuns) -> None:
+    position = await runs.begin_plan(HEAD, now_ms=1_000)
+    assert await runs.set_state(HEAD, RunState.PAUSED, of=ALL_STATES, reason="", now_ms=1) == (True, RunState.PLANNING)
+    assert await runs.add_chunk(HEAD.id, planned("a"), before=position, cursor=8) is None
+    assert (await runs.begin_plan(HEAD, now_ms=1_000)).state == RunState.PAUSED
+    assert await runs.set_state(HEAD, None, of=[RunState.PAUSED], reason="", now_ms=2) == (True, RunState.PAUSED)
+    assert await runs.add_chunk(HEAD.id, planned("a"), before=position, cursor=8) is not None
+
+
+async def test_a_run_can_be_cancelled_before_anybody_planned_it(runs: RedisRuns) -> None:
+    cancelled = await runs.set_state(HEAD, RunState.CANCELLED, of=[RunState.WAITING], reason="by hand", now_ms=7)
+    assert cancelled == (True, RunState.WAITING)
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    assert (run.state, run.reason, run.finished_at_ms) == (RunState.CANCELLED, "by hand", 7)
+    assert (await runs.begin_plan(HEAD, now_ms=8)).state == RunState.CANCELLED
+
+
+# ---- sending
+
+
+async def test_devices_have_their_command_ids_before_anybody_sends(runs: RedisRuns) -> None:
+    await start(runs, "a", "b", "c")
+    word, again, taken = await take(runs, most=2)
+    assert (word, again) == ("taken", [])
+    assert {device.command_id for device in taken} == {100, 101}
+    assert await counters(runs) == {Outcome.SENDING: 2, Outcome.PLANNED: 1}
+
+
+async def test_who_takes_over_a_chunk_is_told_what_may_have_been_sent_with_the_same_ids(runs: RedisRuns) -> None:
+    await start(runs, "a", "b")
+    _, _, taken = await take(runs, by="killed", now_ms=1_000)
+    assert (await take(runs, by="two", now_ms=5_000))[0] == "held"
+    word, again, new = await take(runs, by="two", now_ms=11_001, first_id=900)
+    assert (word, again, new) == ("taken", taken, [])
+    assert (await take(runs, by="two", now_ms=11_002, is_first=False))[1:] == ([], [])
+
+
+async def test_a_command_that_could_not_be_sent_waits_with_its_id(runs: RedisRuns) -> None:
+    await start(runs, "a")
+    _, _, (device,) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(device, Outcome.PLANNED)], now_ms=2_000, timeout_ms=60_000)
+    _, _, (again,) = await take(runs, first_id=900, is_first=False)
+    assert again.command_id == device.command_id
+
+
+async def test_a_chunk_is_done_when_every_command_left(runs: RedisRuns) -> None:
+    await start(runs, "a", "b")
+    _, _, taken = await take(runs)
+    sent = [became(device, Outcome.OFFERED) for device in taken]
+    await runs.mark_sent(HEAD.id, 0, sent, now_ms=2_000, timeout_ms=60_000)
+    assert (await take(runs, is_first=False))[0] == "done"
+    assert await runs.queue_chunks(HEAD.id, now_ms=99_000, stale_ms=1, most=9) == []
+    assert await runs.load_due_chunks(HEAD.id, now_ms=61_999, limit=9) == []
+    assert await runs.load_due_chunks(HEAD.id, now_ms=62_000, limit=9) == [0]
+
+
+async def test_nothing_is_taken_from_a_run_that_does_not_run(runs: RedisRuns) -> None:
+    await start(runs, "a")
+    await runs.set_state(HEAD, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+    assert (await take(runs))[0] == "stopped"
+    await runs.set_state(HEAD, None, of=[RunState.PAUSED], reason="", now_ms=1)
+    assert (await take(runs, by="two"))[0] == "taken"
+
+
+async def test_chunks_are_queued_a_few_at_a_time_and_again_where_nobody_has_them(runs: RedisRuns) -> None:
+    position: PlanPosition | None = await runs.begin_plan(HEAD, now_ms=0)
+    for number in range(4):
+        assert position is not None
+        position = await runs.add_chunk(HEAD.id, planned(f"d{number}"), before=position, cursor=number + 1)
+    assert position is not None
+    assert await runs.queue_chunks(HEAD.id, now_ms=10_000, stale_ms=5_000, most=2) == []  # it is still planned
+    await runs.end_plan(HEAD.id, position, now_ms=0)
+    first = await runs.queue_chunks(HEAD.id, now_ms=10_000, stale_ms=5_000, most=2)
+    assert len(first) == 2
+    assert await runs.queue_chunks(HEAD.id, now_ms=14_000, stale_ms=5_000, most=2) == []
+    assert await runs.queue_chunks(HEAD.id, now_ms=14_000, stale_ms=5_000, most=3) != []
+    assert set(await runs.queue_chunks(HEAD.id, now_ms=15_001, stale_ms=5_000, most=9)) > set(first)
+
+
+# ---- pace
+
+
+async def test_the_rate_bounds_what_is_taken(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number}" for number in range(50)))
+    pace = Pacing(rate_per_minute=60)
+    sizes = [
+        len((await take(runs, now_ms=now_ms, pacing=pace, is_first=False))[2]) for now_ms in range(1_000, 11_000, 500)
+    ]
+    assert sum(sizes) == 10  # one at once, then one a second
+    assert max(sizes) == 1
+
+
+async def test_a_ramp_doubles_every_minute_up_to_the_rate(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number}" for number in range(400)))
+    pace = Pacing(rate_per_minute=100, ramp_from_per_minute=10)
+    a_minute = []
+    for minute in range(5):
+        taken = 0
+        for second in range(60):
+            now_ms = 1_000 + (minute * 60 + second) * 1_000
+            taken += len((await take(runs, now_ms=now_ms, pacing=pace, is_first=False))[2])
+        a_minute.append(taken)
+    assert a_minute == pytest.approx([10, 20, 40, 80, 100], abs=2)
+
+
+async def test_no_more_devices_than_allowed_are_offered_and_not_finished(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number}" for number in range(10)))
+    pace = Pacing(max_concurrent=3)
+    _, _, taken = await take(runs, pacing=pace)
+    await runs.mark_sent(
+        HEAD.id, 0, [became(device, Outcome.OFFERED) for device in taken], now_ms=2_000, timeout_ms=60_000
+    )
+    assert len(taken) == 3
+    assert (await take(runs, pacing=pace, is_first=False))[2] == []
+    await runs.move(HEAD.id, 0, [became(taken[0], Outcome.SUCCEEDED)], now_ms=3_000)
+    assert len((await take(runs, pacing=pace, is_first=False))[2]) == 1
+
+
+# ---- outcomes
+
+
+async def test_outcomes_never_go_back_and_the_counters_add_up(runs: RedisRuns) -> None:
+    await start(runs, "a", "b", "c")
+    _, _, (a, b, c) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(d, Outcome.OFFERED) for d in (a, b, c)], now_ms=2_000, timeout_ms=60_000)
+    moves = [
+        became(a, Outcome.DOWNLOADED),
+        became(a, Outcome.DELIVERED),
+        became(b, Outcome.SUCCEEDED),
+        became(b, Outcome.FAILED, "-2"),
+        became(c, Outcome.FAILED, "other_version"),
+        became(RunDevice("stranger", Outcome.PLANNED, "F", "1"), Outcome.SUCCEEDED),
+    ]
+    assert await runs.move(HEAD.id, 0, moves, now_ms=3_000) == 3
+    assert await counters(runs) == {Outcome.DOWNLOADED: 1, Outcome.SUCCEEDED: 1, Outcome.FAILED: 1}
+    assert await state_of(runs) == RunState.RUNNING
+    await runs.move(HEAD.id, 0, [became(a, Outcome.SUCCEEDED)], now_ms=4_000)
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    assert (run.state, run.finished_at_ms) == (RunState.COMPLETED, 4_000)
+    codes = {device.identifier: device.code for device in await runs.read_chunk(HEAD.id, 0)}
+    assert codes == {"a": "", "b": "", "c": "other_version"}
+
+
+async def test_what_a_device_said_before_its_sending_was_noted_stays(runs: RedisRuns) -> None:
+    await start(runs, "a")
+    _, _, (a,) = await take(runs)
+    await runs.move(HEAD.id, 0, [became(a, Outcome.SUCCEEDED)], now_ms=2_000)
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED)], now_ms=2_001, timeout_ms=60_000)
+    assert await counters(runs) == {Outcome.SUCCEEDED: 1}
+    assert await state_of(runs) == RunState.COMPLETED
+
+
+async def test_the_next_deadline_is_that_of_the_device_that_waits_longest(runs: RedisRuns) -> None:
+    await start(runs, "a", "b")
+    _, _, (a, b) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED)], now_ms=2_000, timeout_ms=60_000)
+    await runs.mark_sent(HEAD.id, 0, [became(b, Outcome.OFFERED)], now_ms=5_000, timeout_ms=60_000)
+    await runs.move(HEAD.id, 0, [became(a, Outcome.TIMED_OUT, at_ms=62_000)], now_ms=62_000)
+    await runs.set_next_deadline(HEAD.id, 0, timeout_ms=60_000)
+    assert await runs.load_due_chunks(HEAD.id, now_ms=64_999, limit=9) == []
+    assert await runs.load_due_chunks(HEAD.id, now_ms=65_000, limit=9) == [0]
+    await runs.move(HEAD.id, 0, [became(b, Outcome.SUCCEEDED)], now_ms=65_000)
+    await runs.set_next_deadline(HEAD.id, 0, timeout_ms=60_000)
+    assert await runs.load_due_chunks(HEAD.id, now_ms=10**15, limit=9) == []
+
+
+# ---- the queue
+
+
+async def test_work_goes_to_one_worker_and_is_gone_when_it_is_finished(redis: Redis, keys: Keys) -> None:
+    one, two = worker(redis, keys, "one"), worker(redis, keys, "two")
+    await one.open()
+    await two.open()
+    await one.add("RUN", None)
+    await one.add("RUN", 3)
+    taken = [*await one.claim(most=1, block_ms=50), *await two.claim(most=5, block_ms=50)]
+    assert [(work.run_id, work.chunk, work.attempt) for work in taken] == [("RUN", None, 1), ("RUN", 3, 1)]
+    assert await one.claim(most=5, block_ms=10) == []
+    for work in taken:
+        await one.finish(work)
+    assert await redis.xlen(keys.work) == 0
+
+
+async def test_work_that_nobody_renews_is_taken_over_and_counted(redis: Redis, keys: Keys) -> None:
+    one, two = worker(redis, keys, "one", lease_ms=200), worker(redis, keys, "two", lease_ms=200)
+    await one.open()
+    await one.add("RUN", 3)
+    (work,) = await one.claim(most=5, block_ms=50)
+    for _ in range(4):
+        await asyncio.sleep(0.1)
+        await one.renew([work])
+        assert await two.claim(most=5, block_ms=10) == []
+    await asyncio.sleep(0.25)
+    (again,) = await two.claim(most=5, block_ms=10)
+    assert (again.entry, again.attempt) == (work.entry, 2)
+
+
+async def test_work_that_is_put_aside_is_shown_with_its_reason(redis: Redis, keys: Keys) -> None:
+    one = worker(redis, keys, "one")
+    await one.open()
+    await one.add("RUN", 3)
+    (work,) = await one.claim(most=5, block_ms=50)
+    await one.bury(work, "It fails: 坏")
+    await one.bury(work, "twice")
+    (dead,) = await one.load_dead(limit=10)
+    assert (dead.run_id, dead.chunk, dead.reason) == ("RUN", 3, "It fails: 坏")
+    assert await redis.xlen(keys.work) == 0
+
+
+async def test_a_queue_that_was_lost_is_opened_again(redis: Redis, keys: Keys) -> None:
+    one = worker(redis, keys, "one")
+    await one.open()
+    await redis.delete(keys.work)
+    await one.claim(most=5, block_ms=10)
+    await one.add("RUN", None)
+    assert len(await one.claim(most=5, block_ms=50)) == 1
