@@ -253,7 +253,7 @@ def scan(redis: OwnRedis, devices: int) -> None:
 
 
 async def _scan_buckets(store: RedisDevices) -> str:
-    sizes = [len(blob) async for blob in store.scan_buckets()]
+    sizes = [len(blob) async for _, blob in store.scan_buckets()]
     return f"{len(sizes):,} buckets, {sum(sizes):,} bytes"
 
 

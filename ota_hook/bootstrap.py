@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 from pydantic import SecretStr
+from ulid import ULID
 
 from admin_api.app import create_app
 from admin_api.auth import AdminToken, load_admin_token
@@ -37,9 +39,15 @@ from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
 from ota_hook.publish.mqtt import MqttPublisher
+from ota_hook.rollout.keeper import Keeper
+from ota_hook.rollout.planner import Planner
+from ota_hook.rollout.scheduler import Scheduler
+from ota_hook.rollout.sender import Sender, SendOptions
+from ota_hook.rollout.worker import Worker
 from ota_hook.settings import Listen, Settings
 from ota_hook.standin.redis import embedded_redis
 from ota_hook.state.catalogue import RedisCatalogue
+from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.connection import RedisClient, connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter, list_risks
@@ -51,6 +59,10 @@ from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.pipes import PipeSet
 from ota_hook.state.primaries import Primaries
+from ota_hook.state.run_events import RedisRunEvents
+from ota_hook.state.runs import RedisRuns
+from ota_hook.state.tasks import RedisTasks
+from ota_hook.state.work import LEASE_MS, RedisWorkQueue
 
 if TYPE_CHECKING:
     from ota_hook.exhook.grpcio_listener import GrpcioListener
@@ -70,6 +82,7 @@ class Role(StrEnum):
 
     HOOK = "hook"
     ADMIN = "admin"
+    WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +117,8 @@ class _State:
     catalogue: RedisCatalogue
     offers: RedisOffers
     devices: RedisDevices
+    tasks: RedisTasks
+    runs: RedisRuns
     metrics: HookMetrics = field(default_factory=HookMetrics)
 
 
@@ -148,6 +163,8 @@ async def run_service(
                 stack.push_async_callback(publisher.stop)
         if sockets is not None:
             running = await stack.enter_async_context(_run_admin(settings, state, sockets, running))
+        if Role.WORKER in roles:
+            await stack.enter_async_context(_run_worker_role(settings, state))
         _calm_interpreter()
         yield running
 
@@ -238,6 +255,8 @@ async def _open_state(settings: Settings) -> AsyncIterator[_State]:
             catalogue=catalogue,
             offers=RedisOffers(redis, keys),
             devices=RedisDevices(redis, keys, writer=writer),
+            tasks=RedisTasks(redis, keys, writer=writer),
+            runs=RedisRuns(redis, keys, writer=writer),
         )
         state.metrics.add_gauge(
             "catalogue_revision", "The revision in force in this process.", lambda: catalogue.current.revision
@@ -413,6 +432,63 @@ async def _background(work: Awaitable[None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+# ---- the worker role
+
+
+@asynccontextmanager
+async def _run_worker_role(settings: Settings, state: _State) -> AsyncIterator[None]:
+    """Run pushes. Needs a broker to publish to."""
+    publisher = _make_publisher(settings)
+    if publisher is None:
+        raise ConfigurationError(
+            "A worker publishes commands and knows no broker.", mend="Set OTA_HOOK_MQTT_URL to the broker's address."
+        )
+    consumer = f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
+    clock_ms = _clock_ms
+    queue = RedisWorkQueue(state.redis, state.keys, consumer=consumer)
+    events = RedisRunEvents(state.redis, state.keys, consumer=consumer)
+    await queue.open()
+    await events.open()
+    sender = Sender(
+        SendOptions(
+            dialect=settings.dialect,
+            identity=settings.identity,
+            http_base=settings.effective_public_url,
+            https_base=settings.public_url_https,
+        ),
+        worker=consumer,
+        lease_ms=LEASE_MS,
+        snapshots=state.catalogue,
+        devices=state.devices,
+        offers=state.offers,
+        runs=state.runs,
+        command_ids=RedisCommandIds(state.redis, state.keys),
+        publisher=publisher,
+        clock_ms=clock_ms,
+    )
+    worker = Worker(
+        queue=queue,
+        lease_ms=LEASE_MS,
+        runs=state.runs,
+        events=events,
+        planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=clock_ms),
+        sender=sender,
+        keeper=Keeper(snapshots=state.catalogue, offers=state.offers, runs=state.runs, queue=queue, clock_ms=clock_ms),
+        scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=clock_ms),
+        clock_ms=clock_ms,
+    )
+    await publisher.start()
+    try:
+        async with _background(worker.run()):
+            yield
+    finally:
+        await publisher.stop()
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 # ---- the admin role

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from ota_hook._versions import version_key
-from ota_hook.model import DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
+from ota_hook.model import DEFAULT_MODULE, DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
 from ota_hook.snapshot import Snapshot
 
 
@@ -77,6 +77,46 @@ def _answer(rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: 
     if firmware_id is None:
         return AnswerNoUpgrade(rule.module, device_type, "none_newer")
     return OfferUpdate(rule, snapshot.firmware[firmware_id], device_type, current.text)
+
+
+def push_rule(snapshot: Snapshot, device_type: str, version_attribute: str | None, module: str | None) -> Rule | None:
+    """The check that a push to devices of this type makes in their place: what is not said, the type's rules say.
+
+    None where they don't: there is no such enabled rule, or no such type.
+    """
+    rules = [rule for rule in snapshot.rules.values() if rule.device_type == device_type and rule.enabled]
+    if device_type not in snapshot.types:
+        return None
+    if version_attribute is not None and module is not None:
+        return Rule(id="", name="", device_type=device_type, version_attribute=version_attribute, module=module)
+    fitting = [rule for rule in rules if version_attribute in (None, rule.version_attribute)]
+    fitting = [rule for rule in fitting if module in (None, rule.module)]
+    return min(fitting, key=lambda rule: (rule.module != DEFAULT_MODULE, rule.module, rule.id), default=None)
+
+
+def decide_push(device: DeviceState | None, rule: Rule, snapshot: Snapshot) -> OfferUpdate | StaySilent:
+    """What a push sends to the device: what a check by `rule` would be answered, and nothing where that is no offer."""
+    if device is None:
+        return StaySilent("unknown_device")
+    device_type = snapshot.types.get(device.device_type)
+    if device_type is None or rule.device_type != device.device_type:
+        return StaySilent("type_differs")
+    answer = _answer(rule, device, device_type, snapshot)
+    return answer if isinstance(answer, OfferUpdate) else StaySilent("none_newer")
+
+
+def open_offer(decision: OfferUpdate, command_id: int, *, offered_at_ms: int) -> OpenOffer:
+    """The offer to note when the command is sent."""
+    firmware = decision.firmware
+    return OpenOffer(
+        module=firmware.module,
+        firmware_id=firmware.id,
+        version_attribute=decision.rule.version_attribute,
+        version=firmware.version,
+        from_version=decision.from_version,
+        command_ids=(command_id,),
+        offered_at_ms=offered_at_ms,
+    )
 
 
 def decide_report(device: DeviceState, reported: Collection[str], snapshot: Snapshot) -> tuple[SettleOffer, ...]:

@@ -163,6 +163,20 @@ class Dialect:
             return Address(channel, device, values.get("device_type"), clientid, username)
         return None
 
+    def push_topic(self, device: str, device_type: str, *, identity: str) -> str:
+        """Where commands go that nobody asked for. `identity`: which of the connection's fields the device's name is.
+
+        BadMessage where the topic needs the other field, or no topic can say it.
+        """
+        values = {"device": device, "device_type": device_type, identity: device}
+        template = self.templates[Channel.COMMAND_SEND]
+        if not all(text in values for placeholder, text in template.levels if placeholder):
+            raise BadMessage("topic_unusable")
+        topic = template.fill(values)
+        if not is_publishable(topic):
+            raise BadMessage("topic_unusable")
+        return topic
+
     def command_topic(self, address: Address, device_type: str) -> str:
         """Where that device's commands go, mountpoint included. BadMessage where no topic can say it."""
         if self._around_command is not None:

@@ -10,7 +10,7 @@ from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.snapshot import Snapshot
-from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState, Task
+from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
 
 
 class SnapshotSource(Protocol):
@@ -112,6 +112,10 @@ class DeviceStore(Protocol):
         """The device with its open offers, or None where it is not registered."""
         ...
 
+    async def load_devices(self, identifiers: Sequence[str]) -> list[DeviceState | None]:
+        """`load_device` for many."""
+        ...
+
     async def load_stored(self, identifier: str) -> StoredDevice | None:
         """`load_device` with the digest of the state."""
         ...
@@ -159,8 +163,11 @@ class DeviceStore(Protocol):
 
     async def begin_import(self) -> DeviceImport: ...
 
-    def scan_buckets(self) -> AsyncIterator[bytes]:
-        """Every device, a packed blob per bucket, for compiled code; a bucket is read at one moment."""
+    def scan_buckets(self, first: int = 0) -> AsyncGenerator[tuple[int, bytes]]:
+        """Every device in the buckets from `first` on: a bucket's number and its packed blob, for compiled code.
+
+        A bucket is read at one moment; empty ones are left out.
+        """
         ...
 
     def scan_devices(self, *, device_type: str | None = None, tag: str | None = None) -> AsyncIterator[DeviceState]:
@@ -195,6 +202,16 @@ class OfferStore(Protocol):
         """Close every open offer of a firmware as cancelled (its deletion). Returns how many; idempotent."""
         ...
 
+    async def record_offers(self, offers: Sequence[tuple[str, OpenOffer]]) -> list[bool]:
+        """Open offers of devices, as OpenOffers.record_offer does. False for a device that is not registered."""
+        ...
+
+    async def settle_offers(
+        self, offers: Sequence[tuple[str, OpenOffer]], outcome: Outcome, *, code: str = "", settled_at_ms: int
+    ) -> list[bool]:
+        """Close open offers of devices, each where it is of that module, firmware and run; whether it was."""
+        ...
+
     async def load_history(self, identifier: str) -> list[SettledOffer]:
         """The last 20 settled offers, newest first."""
         ...
@@ -207,6 +224,12 @@ class OfferStore(Protocol):
 class CommandIds(Protocol):
     def next_id(self) -> int:
         """A positive integer below 2^53, unique in the deployment. DependencyError where none is left in stock."""
+        ...
+
+
+class CommandIdBlocks(Protocol):
+    async def take_block(self, count: int) -> int:
+        """The first of `count` command ids that nobody else has (at most 8,192). DependencyError."""
         ...
 
 
@@ -530,6 +553,18 @@ class DeadWork(NamedTuple):
     run_id: str
     chunk: int | None
     reason: str
+
+
+class RunEvents(Protocol):
+    """What became of offers that belong to runs, as the hook and the admin role tell it. Raises DependencyError."""
+
+    async def open(self) -> None: ...
+
+    async def read(self, *, most: int, block_ms: int) -> list[tuple[str, RunMove]]:
+        """Events that no other worker has, or that one had for too long; waits up to `block_ms` for some."""
+        ...
+
+    async def finish(self, entries: Sequence[str]) -> None: ...
 
 
 class WorkQueue(Protocol):

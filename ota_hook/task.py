@@ -105,6 +105,7 @@ class Run:
 
     head: RunHead
     state: RunState = RunState.WAITING
+    is_planned: bool = False
     reason: str = ""
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
@@ -124,8 +125,12 @@ class RunDevice(NamedTuple):
     code: str = ""
 
 
-class RunRef(NamedTuple):
-    """Where in a run an offer belongs. The empty one: nowhere, a check made it."""
+class RunMove(NamedTuple):
+    """What became of an offer that belongs to a run. `at_ms` 0: just now."""
 
-    run_id: str = ""
-    chunk: int = 0
+    run_id: str
+    chunk: int
+    identifier: str
+    outcome: Outcome
+    code: str = ""
+    at_ms: int = 0

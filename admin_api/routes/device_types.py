@@ -114,7 +114,7 @@ async def count_versions(context: Context, key: str, query: Annotated[VersionsQu
     snapshot = context.catalogue.current
     attribute = _choose_attribute(snapshot, _find(snapshot, key), query)
     counter = VersionCounter(key, attribute)
-    async for bucket in context.devices.scan_buckets():
+    async for _, bucket in context.devices.scan_buckets():
         counter.add(bucket)
     by_count = sorted(counter.counts().items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [VersionCountOut(version=version, devices=devices) for version, devices in by_count[: query.limit]]

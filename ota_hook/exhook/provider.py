@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import structlog
 from google.protobuf.message import DecodeError
 
-from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check, decide_report
+from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check, decide_report, open_offer
 from ota_hook.dialect import (
     Address,
     BadMessage,
@@ -34,7 +34,7 @@ from ota_hook.exhook._codec import IGNORE, Publish, read_publish, write_rewrite
 from ota_hook.exhook.exhook_pb2 import HookSpec, LoadedResponse, ProviderLoadedRequest
 from ota_hook.exhook.late_reports import LateReports
 from ota_hook.metrics import HookMetrics
-from ota_hook.model import DeviceState, OpenOffer
+from ota_hook.model import DeviceState
 from ota_hook.packages.urls import package_url
 from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Publisher, Report, SnapshotSource
 
@@ -350,16 +350,7 @@ class HookProvider:
                 )
             return None
         command_id = self._command_ids.next_id()
-        offer = OpenOffer(
-            module=firmware.module,
-            firmware_id=firmware.id,
-            version_attribute=decision.rule.version_attribute,
-            version=firmware.version,
-            from_version=decision.from_version,
-            command_ids=(command_id,),
-            offered_at_ms=self._clock_ms(),
-        )
-        self._offers.record_offer(device, offer)
+        self._offers.record_offer(device, open_offer(decision, command_id, offered_at_ms=self._clock_ms()))
         self._metrics.checks["offer"] += 1
         return upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
 

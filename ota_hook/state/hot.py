@@ -21,9 +21,10 @@ from ota_hook.state.connection import Argument, Script
 from ota_hook.state.device_scripts import REPORT
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, report_arguments
 from ota_hook.state.keys import Keys
-from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call
+from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call, tell_command
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
+from ota_hook.task import RunMove
 
 SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text)
 """What every pipe makes sure that Redis knows."""
@@ -155,11 +156,14 @@ class HotOffers:
             if isinstance(reply, Exception):
                 self._lose(reply)
                 return
-            happened, superseded = reply
+            happened, superseded, run_id, chunk = reply
             if happened == b"opened":
                 self._count(offer.firmware_id, Outcome.OFFERED)
             if superseded:
                 self._count(superseded.decode(), Outcome.SUPERSEDED)
+            if run_id:
+                at_ms = offer.offered_at_ms
+                self._tell(RunMove(run_id.decode(), chunk, identifier, Outcome.SUPERSEDED, at_ms=at_ms))
 
         _run_script(self._pipes.of(str(touched[0])), RECORD, touched, arguments, count)
 
@@ -172,10 +176,17 @@ class HotOffers:
         def count(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
                 self._lose(reply)
-            elif reply:
+                return
+            happened, run_id, chunk = reply
+            if happened:
                 self._count(offer.firmware_id, outcome)
+            if run_id:
+                self._tell(RunMove(run_id.decode(), chunk, identifier, outcome, code, settled_at_ms))
 
         _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, count)
+
+    def _tell(self, move: RunMove) -> None:
+        self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), self._note_loss)
 
     def _count(self, firmware_id: str, outcome: Outcome) -> None:
         key = self._keys.counters(firmware_id)

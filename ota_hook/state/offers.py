@@ -17,15 +17,26 @@ from typing import Final
 
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
-from ota_hook.state.connection import Call, RedisClient, Script, redis_errors, run_command, run_commands, run_pipelined
+from ota_hook.state.connection import (
+    Argument,
+    Call,
+    RedisClient,
+    Script,
+    redis_errors,
+    run_command,
+    run_commands,
+    run_pipelined,
+)
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
+from ota_hook.task import RunMove
 
 HISTORY_LENGTH: Final = 20
+RUN_EVENTS_KEPT: Final = 200_000
 CANCEL_BATCH: Final = 500
 
 OFFERS_LUA: Final = f"""
-local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS = 1, 2, 3, 4, 5, 6, 7
+local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS, RUN, CHUNK = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local function read_offers(identifier, key)
   local packed = redis.call('HGET', key, identifier)
   return packed and cmsgpack.unpack(packed) or {{}}
@@ -42,6 +53,7 @@ local function find_module(offers, module)
 end
 local function keep_settled(history, offer, outcome, settled_at, code)
   local entry = {{offer[1], offer[2], offer[3], offer[4], offer[5], offer[6], offer[7], outcome, settled_at, code}}
+  if (offer[RUN] or '') ~= '' then entry[11], entry[12] = offer[RUN], offer[CHUNK] end
   redis.call('LPUSH', history, cmsgpack.pack(entry))
   redis.call('LTRIM', history, 0, {HISTORY_LENGTH - 1})
 end
@@ -51,7 +63,8 @@ local function cancel_all(identifier, key, history)
   local firmware = {{}}
   for _, offer in ipairs(read_offers(identifier, key)) do
     keep_settled(history, offer, 'cancelled', settled_at, '')
-    firmware[#firmware + 1] = offer[FIRMWARE]
+    local run = string.format('%s %.0f', offer[RUN] or '', offer[CHUNK] or 0)
+    firmware[#firmware + 1] = offer[FIRMWARE] .. ' ' .. run .. ' ' .. identifier
   end
   redis.call('HDEL', key, identifier)
   return firmware
@@ -69,7 +82,11 @@ end
 local offers = read_offers(identifier, KEYS[1])
 local at = find_module(offers, new[MODULE])
 local old = at and offers[at]
-local happened, superseded = 'opened', ''
+local happened, superseded, run, chunk = 'opened', '', '', 0
+if old and (old[RUN] or '') ~= '' and old[RUN] ~= new[RUN] then
+  if old[FIRMWARE] == new[FIRMWARE] and (new[RUN] or '') == '' then new[RUN], new[CHUNK] = old[RUN], old[CHUNK]
+  else run, chunk = old[RUN], old[CHUNK] end
+end
 if old and old[FIRMWARE] == new[FIRMWARE] then
   happened = 'repeated'
   local ids = {{}}
@@ -88,21 +105,23 @@ elseif old then
 end
 offers[at or #offers + 1] = new
 write_offers(identifier, KEYS[1], offers)
-return {{happened, superseded}}
+return {{happened, superseded, run, chunk}}
 """
 )
 
 SETTLE: Final = Script(
     OFFERS_LUA
     + """
-local identifier, module, firmware = ARGV[1], ARGV[2], ARGV[3]
+local identifier, module, firmware, run = ARGV[1], ARGV[2], ARGV[3], ARGV[7]
 local offers = read_offers(identifier, KEYS[1])
 local at = find_module(offers, module)
-if not at or offers[at][FIRMWARE] ~= firmware then return 0 end
-keep_settled(KEYS[2], offers[at], ARGV[4], tonumber(ARGV[5]), ARGV[6])
+if not at or offers[at][FIRMWARE] ~= firmware then return {0, '', 0} end
+local offer = offers[at]
+if run ~= '' and offer[RUN] ~= run then return {0, '', 0} end
+keep_settled(KEYS[2], offer, ARGV[4], tonumber(ARGV[5]), ARGV[6])
 table.remove(offers, at)
 write_offers(identifier, KEYS[1], offers)
-return 1
+return {1, offer[RUN] or '', offer[CHUNK] or 0}
 """
 )
 
@@ -110,7 +129,8 @@ return 1
 def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
     """The keys and arguments of RECORD. An offer to a device that is not registered (any more) is not kept.
 
-    It answers what happened (`opened`, `repeated`, `unknown`) and the firmware that was superseded, or an empty text.
+    It answers what happened (`opened`, `repeated`, `unknown`), the firmware that was superseded, or an empty text, and
+    the run and chunk whose offer this one took the place of, be it of the same firmware.
     """
     bucket = keys.bucket_of(identifier)
     touched = (
@@ -123,11 +143,12 @@ def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
 
 
 def settle_call(
-    keys: Keys, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
+    keys: Keys, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int, run_id: str = ""
 ) -> Call:
-    """The keys and arguments of SETTLE, which answers 1, or 0 where the offer was closed already.
+    """The keys and arguments of SETTLE, which answers 1 (0 where the offer was closed already), its run and its chunk.
 
-    The history keeps the offer as stored, with every command id.
+    With `run_id` an offer of another run, or of none, is left alone. The history keeps the offer as stored, with every
+    command id.
     """
     bucket = keys.bucket_of(identifier)
     touched = (keys.offers(bucket), keys.history(bucket, identifier))
@@ -138,6 +159,7 @@ def settle_call(
         outcome.value,
         settled_at_ms,
         as_bytes(code),
+        run_id,
     )
 
 
@@ -173,7 +195,7 @@ class RedisOffers:
         calls = [
             (
                 (self._keys.offers(bucket), self._keys.history_of(bucket, identifier)),
-                (identifier, offer.module, firmware_id, Outcome.CANCELLED.value, settled_at_ms, ""),
+                (identifier, offer.module, firmware_id, Outcome.CANCELLED.value, settled_at_ms, "", ""),
             )
             for identifier, packed in holders.items()
             if named in packed
@@ -182,9 +204,54 @@ class RedisOffers:
         ]
         closed = 0
         for start in range(0, len(calls), CANCEL_BATCH):
-            results, _ = await run_pipelined(self._redis, SETTLE, calls[start : start + CANCEL_BATCH])
-            closed += sum(results)
+            batch = calls[start : start + CANCEL_BATCH]
+            results, _ = await run_pipelined(self._redis, SETTLE, batch)
+            closed += sum(done for done, _, _ in results)
+            moves = [
+                RunMove(as_text(run_id), chunk, as_text(arguments[0]), Outcome.CANCELLED, at_ms=settled_at_ms)
+                for (_, arguments), (_, run_id, chunk) in zip(batch, results, strict=True)
+                if run_id
+            ]
+            await tell_runs(self._redis, self._keys, moves)
         return closed
+
+    async def record_offers(self, offers: Sequence[tuple[str, OpenOffer]]) -> list[bool]:
+        """See ports.OfferStore."""
+        with redis_errors("noting offers"):
+            calls = [record_call(self._keys, identifier, offer) for identifier, offer in offers]
+            results, _ = await run_pipelined(self._redis, RECORD, calls)
+            counts: Counter[tuple[str, Outcome]] = Counter()
+            moves = []
+            for (identifier, offer), (happened, superseded, run_id, chunk) in zip(offers, results, strict=True):
+                if happened == b"opened":
+                    counts[offer.firmware_id, Outcome.OFFERED] += 1
+                if superseded:
+                    counts[as_text(superseded), Outcome.SUPERSEDED] += 1
+                if run_id:
+                    moves.append(RunMove(as_text(run_id), chunk, identifier, Outcome.SUPERSEDED))
+        await count_outcomes(self._redis, self._keys, counts)
+        await tell_runs(self._redis, self._keys, moves)
+        return [happened != b"unknown" for happened, *_ in results]
+
+    async def settle_offers(
+        self, offers: Sequence[tuple[str, OpenOffer]], outcome: Outcome, *, code: str = "", settled_at_ms: int
+    ) -> list[bool]:
+        """See ports.OfferStore."""
+        with redis_errors("settling offers"):
+            calls = [
+                settle_call(
+                    *(self._keys, identifier, offer, outcome),
+                    code=code,
+                    settled_at_ms=settled_at_ms,
+                    run_id=offer.run_id,
+                )
+                for identifier, offer in offers
+            ]
+            results, _ = await run_pipelined(self._redis, SETTLE, calls)
+        settled = [bool(happened) for happened, _, _ in results]
+        counts = Counter((offer.firmware_id, outcome) for (_, offer), done in zip(offers, settled, strict=True) if done)
+        await count_outcomes(self._redis, self._keys, counts)
+        return settled
 
     async def load_history(self, identifier: str) -> list[SettledOffer]:
         """See ports.OfferStore."""
@@ -206,9 +273,28 @@ class RedisOffers:
         }
 
 
-async def count_cancelled(redis: RedisClient, keys: Keys, firmware_ids: Iterable[bytes]) -> None:
-    """Count one cancelled offer of each; a firmware may be there several times."""
-    await count_outcomes(redis, keys, Counter((as_text(firmware), Outcome.CANCELLED) for firmware in firmware_ids))
+async def count_cancelled(redis: RedisClient, keys: Keys, cancelled: Iterable[bytes]) -> None:
+    """Count what the scripts cancelled, and tell the runs of it. Each is `FIRMWARE RUN CHUNK DEVICE`."""
+    split = [as_text(one).split(" ", 3) for one in cancelled]
+    await count_outcomes(redis, keys, Counter((firmware, Outcome.CANCELLED) for firmware, *_ in split))
+    moves = [RunMove(run_id, int(chunk), device, Outcome.CANCELLED) for _, run_id, chunk, device in split if run_id]
+    await tell_runs(redis, keys, moves)
+
+
+async def tell_runs(redis: RedisClient, keys: Keys, moves: Sequence[RunMove]) -> None:
+    """Put what became of offers where workers read it. May be lost: a run looks itself, when its devices time out."""
+    if moves:
+        with redis_errors("telling runs"):
+            await run_commands(redis, [tell_command(keys, move) for move in moves])
+
+
+def tell_command(keys: Keys, move: RunMove) -> tuple[Argument, ...]:
+    """The command that appends to the stream of run events."""
+    return (
+        *("XADD", keys.run_events, "MAXLEN", "~", RUN_EVENTS_KEPT, "*"),
+        *("run", move.run_id, "chunk", move.chunk, "device", as_bytes(move.identifier)),
+        *("outcome", move.outcome.value, "code", as_bytes(move.code), "at", move.at_ms),
+    )
 
 
 async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[str, Outcome], int]) -> None:

@@ -85,7 +85,7 @@ def may_be_of_type(packed: bytes, prefix: bytes) -> bool:
 
 
 def pack_offer(offer: OpenOffer) -> bytes:
-    """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …]]`."""
+    """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …], run, chunk]`."""
     packed: bytes = _packer.pack(
         (
             offer.module,
@@ -95,6 +95,8 @@ def pack_offer(offer: OpenOffer) -> bytes:
             offer.from_version,
             offer.offered_at_ms,
             offer.command_ids,
+            offer.run_id,
+            offer.chunk,
         )
     )
     return packed
@@ -102,17 +104,20 @@ def pack_offer(offer: OpenOffer) -> bytes:
 
 def unpack_offers(packed: bytes) -> tuple[OpenOffer, ...]:
     """The open offers of one device."""
-    return tuple(_offer(fields) for fields in _unpack(packed))
+    return tuple(_offer(fields, fields[7:9]) for fields in _unpack(packed))
 
 
 def unpack_settled(packed: bytes) -> SettledOffer:
-    """One entry of a history: an offer's fields, then outcome, settled_at_ms, code."""
+    """One entry of a history: an offer's first seven fields, then outcome, settled_at_ms, code, and run and chunk."""
     fields = _unpack(packed)
     outcome, settled_at_ms, code = fields[7:10]
-    return SettledOffer(offer=_offer(fields), outcome=Outcome(outcome), settled_at_ms=int(settled_at_ms), code=code)
+    return SettledOffer(
+        offer=_offer(fields, fields[10:12]), outcome=Outcome(outcome), settled_at_ms=int(settled_at_ms), code=code
+    )
 
 
-def _offer(fields: list[Any]) -> OpenOffer:
+def _offer(fields: list[Any], run: list[Any]) -> OpenOffer:
+    """`run` is empty where the offer belongs to none."""
     module, firmware_id, attribute, version, from_version, offered_at_ms, command_ids = fields[:7]
     return OpenOffer(
         module=module,
@@ -122,4 +127,6 @@ def _offer(fields: list[Any]) -> OpenOffer:
         from_version=from_version,
         command_ids=tuple(map(int, command_ids)),
         offered_at_ms=int(offered_at_ms),
+        run_id=run[0] if run else "",
+        chunk=int(run[1]) if run else 0,
     )

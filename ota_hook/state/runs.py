@@ -227,6 +227,7 @@ def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
     return Run(
         head=head,
         state=RunState(as_text(fields.get(b"state", b"waiting"))),
+        is_planned=b"planned" in fields,
         reason=as_text(fields.get(b"reason", b"")),
         started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
         finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,

@@ -109,7 +109,8 @@ def test_a_settled_offer_ignores_what_a_newer_release_added(
 ) -> None:
     fields = msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass")
     packed = msgpack.packb(
-        [*fields, outcome.value, settled_at_ms, code, "of a newer release"], unicode_errors="surrogatepass"
+        [*fields[:7], outcome.value, settled_at_ms, code, offer.run_id, offer.chunk, "of a newer release"],
+        unicode_errors="surrogatepass",
     )
     expected = SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code)
     assert unpack_settled(packed) == expected

@@ -1,0 +1,1 @@
+"""Pushes: what is due, whom it concerns, sending, and what became of it."""

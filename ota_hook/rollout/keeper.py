@@ -1,0 +1,145 @@
+"""What open runs need from time to time, whichever worker does it: windows, chunks for the queue, timeouts, their end.
+
+Every step may be done twice, and by two workers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
+from ota_hook.ports import OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.rollout.schedule import is_open, next_opening
+from ota_hook.task import Run, RunDevice, RunHead, RunState
+
+QUEUED_CHUNKS: Final = 16
+"""Of one run; so many can be worked on at once."""
+_QUEUE_STALE_MS: Final = 30_000
+_DUE_AT_ONCE: Final = 100
+
+_log = structlog.get_logger("ota_hook.rollout")
+
+
+class Keeper:
+    """Looks after open runs."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: SnapshotSource,
+        offers: OfferStore,
+        runs: RunStore,
+        queue: WorkQueue,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._snapshots = snapshots
+        self._offers = offers
+        self._runs = runs
+        self._queue = queue
+        self._clock_ms = clock_ms
+
+    async def look_after_all(self) -> None:
+        """One round. A run that fails keeps no other from its turn."""
+        for head in await self._runs.load_open():
+            try:
+                await self.look_after(head)
+            except Exception:  # noqa: BLE001 - logged whole
+                _log.exception("run_not_kept", run=head.id)
+
+    async def look_after(self, head: RunHead) -> None:
+        """One run."""
+        run = await self._runs.load_run(head.id)
+        if run is None:
+            return
+        if run.state is RunState.CANCELLED:
+            await self._cancel_devices(head)
+        if run.state.is_final:
+            await self._runs.close(head)
+            return
+        run = await self._obey_window(run)
+        if run.state is RunState.RUNNING:
+            chunks = await self._runs.queue_chunks(
+                head.id, now_ms=self._clock_ms(), stale_ms=_QUEUE_STALE_MS, most=QUEUED_CHUNKS
+            )
+            for chunk in chunks:
+                await self._queue.add(head.id, chunk)
+        await self._time_out(head)
+
+    async def _obey_window(self, run: Run) -> Run:
+        window, now_ms = run.head.task.window, self._clock_ms()
+        if window is None or run.state not in {RunState.RUNNING, RunState.WAITING}:
+            return run
+        opened = is_open(window, now_ms)
+        if run.state is RunState.RUNNING and not opened:
+            reason = f"Its window opens at {next_opening(window, now_ms)}."
+            await self._runs.set_state(run.head, RunState.WAITING, of=[RunState.RUNNING], reason=reason, now_ms=now_ms)
+        elif run.state is RunState.WAITING and opened and run.is_planned:
+            await self._runs.set_state(run.head, RunState.RUNNING, of=[RunState.WAITING], reason="", now_ms=now_ms)
+        return await self._runs.load_run(run.head.id) or run
+
+    # ---- timeouts
+
+    async def _time_out(self, head: RunHead) -> None:
+        now_ms, timeout_ms = self._clock_ms(), head.task.timeout_s * 1000
+        for chunk in await self._runs.load_due_chunks(head.id, now_ms=now_ms, limit=_DUE_AT_ONCE):
+            late = [
+                device
+                for device in await self._runs.read_chunk(head.id, chunk)
+                if is_under_way(device) and device.at_ms + timeout_ms <= now_ms
+            ]
+            await self._settle(head, chunk, late, Outcome.TIMED_OUT)
+            await self._runs.set_next_deadline(head.id, chunk, timeout_ms=timeout_ms)
+
+    async def _cancel_devices(self, head: RunHead) -> None:
+        for chunk in range(await self._runs.count_chunks(head.id)):
+            devices = await self._runs.read_chunk(head.id, chunk)
+            open_devices = [device for device in devices if not device.outcome.is_final]
+            sent = [device for device in open_devices if device.command_id]
+            await self._settle(head, chunk, sent, Outcome.CANCELLED)
+            unsent = [device._replace(outcome=Outcome.CANCELLED, code="") for device in open_devices]
+            await self._runs.move(head.id, chunk, unsent, now_ms=self._clock_ms())
+
+    async def _settle(self, head: RunHead, chunk: int, devices: Sequence[RunDevice], outcome: Outcome) -> None:
+        """Close these devices' offers; one that was closed already has the outcome that it was closed with."""
+        if not devices:
+            return
+        now_ms = self._clock_ms()
+        closed = await self._offers.settle_offers(
+            [(device.identifier, self._offer_of(head, device)) for device in devices], outcome, settled_at_ms=now_ms
+        )
+        moves = []
+        for device, is_closed in zip(devices, closed, strict=True):
+            if is_closed:
+                moves.append(device._replace(outcome=outcome, code="", at_ms=now_ms))
+            else:
+                moves.append(await self._found_outcome(head, device))
+        await self._runs.move(head.id, chunk, moves, now_ms=now_ms)
+
+    async def _found_outcome(self, head: RunHead, device: RunDevice) -> RunDevice:
+        """What the device's own history says; `cancelled` where it says nothing: it was forgotten with its offers."""
+        for entry in await self._offers.load_history(device.identifier):
+            if entry.offer.run_id == head.id:
+                return device._replace(outcome=entry.outcome, code=entry.code, at_ms=entry.settled_at_ms)
+        return device._replace(outcome=Outcome.CANCELLED, code="forgotten", at_ms=self._clock_ms())
+
+    def _offer_of(self, head: RunHead, device: RunDevice) -> OpenOffer:
+        """As much of the offer as finds it."""
+        firmware = self._snapshots.current.firmware.get(device.firmware_id)
+        return OpenOffer(
+            module=firmware.module if firmware is not None else head.task.module or DEFAULT_MODULE,
+            firmware_id=device.firmware_id,
+            version_attribute="",
+            version="",
+            from_version=device.from_version,
+            command_ids=(device.command_id,),
+            offered_at_ms=device.at_ms,
+            run_id=head.id,
+        )
+
+
+def is_under_way(device: RunDevice) -> bool:
+    """Whether its command left and it has no final outcome."""
+    return not device.outcome.is_final and device.outcome not in {Outcome.PLANNED, Outcome.SENDING}

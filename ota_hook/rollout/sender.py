@@ -1,0 +1,178 @@
+"""Sending one chunk of a run: each device looked at again, its offer noted, then the command published.
+
+A device has its command id and the outcome `sending` before its command leaves, so that whoever takes over after a kill
+sends the same id again, and only to those. Nothing is sent to a device that has nothing newer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
+
+import structlog
+
+from ota_hook.decide import OfferUpdate, decide_push, open_offer, push_rule
+from ota_hook.dialect import BadMessage, Dialect, upgrade_command
+from ota_hook.errors import DependencyError
+from ota_hook.model import DeviceState, OpenOffer, Outcome
+from ota_hook.packages.urls import package_url
+from ota_hook.ports import CommandIdBlocks, DeviceStore, OfferStore, Publisher, RunStore, SnapshotSource
+from ota_hook.task import RunDevice, RunHead
+
+BATCH: Final = 100
+"""Devices that are `sending` at once: so many may be sent twice when a worker is killed."""
+_ASK_AGAIN_S: Final = 1.0
+_BROKER_PAUSE_S: Final = 1.0
+
+_log = structlog.get_logger("ota_hook.rollout")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOptions:
+    """What the deployment fixed."""
+
+    dialect: Dialect
+    identity: Literal["username", "clientid"] = "username"
+    http_base: str
+    https_base: str | None = None
+
+
+class _Command(NamedTuple):
+    """What to publish, and the offer that it makes."""
+
+    topic: str
+    payload: bytes
+    offer: OpenOffer
+
+
+class Sender:
+    """Sends chunks; one per worker process. `worker` names it."""
+
+    def __init__(
+        self,
+        options: SendOptions,
+        *,
+        worker: str,
+        lease_ms: int,
+        snapshots: SnapshotSource,
+        devices: DeviceStore,
+        offers: OfferStore,
+        runs: RunStore,
+        command_ids: CommandIdBlocks,
+        publisher: Publisher,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._options = options
+        self._worker = worker
+        self._lease_ms = lease_ms
+        self._snapshots = snapshots
+        self._devices = devices
+        self._offers = offers
+        self._runs = runs
+        self._command_ids = command_ids
+        self._publisher = publisher
+        self._clock_ms = clock_ms
+
+    async def send_chunk(self, head: RunHead, chunk: int) -> None:
+        """Send until every command of the chunk left, the run stops, or another worker has the chunk."""
+        is_first = True
+        while True:
+            taken = await self._runs.take(
+                head.id,
+                chunk,
+                worker=self._worker,
+                now_ms=self._clock_ms(),
+                lease_ms=self._lease_ms,
+                first_id=await self._command_ids.take_block(BATCH),
+                most=BATCH,
+                pacing=head.task.pacing,
+                is_first=is_first,
+            )
+            is_first = False
+            if taken.word != "taken":
+                return
+            settled = await self._settled_already(head, taken.again)
+            sending = [*(device for device in taken.again if device not in settled), *taken.devices]
+            sent = [*settled.values(), *await self._send(head, chunk, sending)]
+            if sent:
+                await self._runs.mark_sent(
+                    *(head.id, chunk, sent), now_ms=self._clock_ms(), timeout_ms=head.task.timeout_s * 1000
+                )
+            if sending and all(device.outcome is Outcome.PLANNED for device in sent):
+                await asyncio.sleep(_BROKER_PAUSE_S)  # the broker takes nothing
+            elif not taken.devices:
+                await asyncio.sleep(min(taken.wait_ms / 1000, _ASK_AGAIN_S))
+
+    async def _settled_already(self, head: RunHead, again: Sequence[RunDevice]) -> dict[RunDevice, RunDevice]:
+        """Those of which an earlier worker's command has an outcome by now, with it."""
+        settled = {}
+        for device in again:
+            for entry in await self._offers.load_history(device.identifier):
+                if entry.offer.run_id == head.id:
+                    settled[device] = device._replace(outcome=entry.outcome, code=entry.code)
+                    break
+        return settled
+
+    async def _send(self, head: RunHead, chunk: int, devices: Sequence[RunDevice]) -> list[RunDevice]:
+        """What became of each."""
+        states = await self._devices.load_devices([device.identifier for device in devices])
+        commands: list[tuple[RunDevice, _Command]] = []
+        done: list[RunDevice] = []
+        for device, state in zip(devices, states, strict=True):
+            prepared = self._prepare(head, chunk, device, state)
+            if isinstance(prepared, _Command):
+                commands.append((device, prepared))
+            else:
+                done.append(prepared)
+        known = await self._offers.record_offers([(device.identifier, c.offer) for device, c in commands])
+        sending = [
+            self._publish(head, device, command)
+            for (device, command), is_known in zip(commands, known, strict=True)
+            if is_known
+        ]
+        done += [
+            device._replace(outcome=Outcome.SKIPPED, code="unknown_device")
+            for (device, _), is_known in zip(commands, known, strict=True)
+            if not is_known
+        ]
+        return done + list(await asyncio.gather(*sending))
+
+    def _prepare(self, head: RunHead, chunk: int, device: RunDevice, state: DeviceState | None) -> _Command | RunDevice:
+        """The command as a check would be answered now; else the device's outcome."""
+        task, snapshot = head.task, self._snapshots.current
+        rule = None if state is None else push_rule(snapshot, state.device_type, task.version_attribute, task.module)
+        if rule is None:
+            reason = "unknown_device" if state is None else "no_rule"
+            return device._replace(outcome=Outcome.SKIPPED, code=reason)
+        decision = decide_push(state, rule, snapshot)
+        if not isinstance(decision, OfferUpdate):
+            if state is not None and any(offer.run_id == head.id for offer in state.open_offers):
+                return device._replace(outcome=Outcome.OFFERED)  # an earlier worker may have sent it: time will tell
+            return device._replace(outcome=Outcome.SKIPPED, code=decision.reason)
+        firmware, options = decision.firmware, self._options
+        url = package_url(firmware, http_base=options.http_base, https_base=options.https_base)
+        if url is None:
+            return device._replace(outcome=Outcome.FAILED, code="no_https_base")
+        try:
+            topic = options.dialect.push_topic(device.identifier, decision.device_type.key, identity=options.identity)
+        except BadMessage as exc:
+            return device._replace(outcome=Outcome.FAILED, code=exc.reason)
+        payload = upgrade_command(
+            firmware, url=url, command_id=device.command_id, extras=decision.device_type.command_extras
+        )
+        offer = open_offer(decision, device.command_id, offered_at_ms=self._clock_ms())
+        return _Command(topic, payload, replace(offer, run_id=head.id, chunk=chunk))
+
+    async def _publish(self, head: RunHead, device: RunDevice, command: _Command) -> RunDevice:
+        device = device._replace(firmware_id=command.offer.firmware_id, from_version=command.offer.from_version)
+        if head.task.pacing.jitter_s:
+            await asyncio.sleep(random.uniform(0, head.task.pacing.jitter_s))  # noqa: S311 - spreads devices, no secret
+        try:
+            await self._publisher.publish(command.topic, command.payload, qos=1)
+        except DependencyError as exc:
+            _log.warning("publish_failed", run=head.id, problem=str(exc))
+            return device._replace(outcome=Outcome.PLANNED)
+        return device._replace(outcome=Outcome.OFFERED, code="")

@@ -1,0 +1,444 @@
+"""Workers on a real Redis: runs are planned, sent, taken over after a kill, and end with the outcomes that are true.
+
+The publisher is a double: it notes each command, and devices answer it as real ones would, through the hook's store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+from ulid import ULID
+
+from ota_hook.decide import decide_report
+from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
+from ota_hook.errors import DependencyError
+from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Interval, Once, Outcome, Package, Rule
+from ota_hook.ports import DeviceEntry, Report
+from ota_hook.rollout.keeper import Keeper
+from ota_hook.rollout.planner import Planner
+from ota_hook.rollout.scheduler import Scheduler
+from ota_hook.rollout.sender import Sender, SendOptions
+from ota_hook.rollout.worker import Worker
+from ota_hook.state.catalogue import RedisCatalogue
+from ota_hook.state.command_ids import RedisCommandIds
+from ota_hook.state.devices import RedisDevices
+from ota_hook.state.keys import Keys
+from ota_hook.state.offers import RedisOffers
+from ota_hook.state.run_events import RedisRunEvents
+from ota_hook.state.runs import RedisRuns
+from ota_hook.state.tasks import RedisTasks
+from ota_hook.state.work import RedisWorkQueue
+from ota_hook.task import Missed, Pacing, Run, RunDevice, RunHead, RunState, Task
+from tests.integration.hot_state import HotState, hot_state
+from tests.integration.waiting import eventually
+
+LEASE_MS = 600
+FIRMWARE = Firmware(
+    id="01JFIRMWARE",
+    name="tracker 2.0",
+    device_type="tracker",
+    version="2.0",
+    package=Package(filename="t.bin", size_bytes=3, md5="m", sha256="s", crc32="c"),
+)
+TRACKER = DeviceType(key="tracker", name="Tracker")
+RULE = Rule(id="01JRULE", name="check", device_type="tracker")
+OPTIONS = SendOptions(dialect=parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]), http_base="http://ota")
+TASK = Task(id="01JTASK", name="all", device_type="tracker", timeout_s=60)
+
+
+@dataclass
+class Broker:
+    """A Publisher. `hold`: commands wait before they are taken; `away`: it takes none."""
+
+    commands: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+    away: bool = False
+    on_command: Callable[[str, dict[str, object]], Awaitable[None]] | None = None
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
+        assert qos == 1
+        if self.away:
+            raise DependencyError("The broker is away.")
+        command = orjson.loads(payload)
+        device = topic.removeprefix("command_send/")
+        self.commands.append((device, command))
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.on_command is not None:
+            await self.on_command(device, command)
+
+    @property
+    def ids(self) -> dict[str, set[object]]:
+        """The ids that each device was sent."""
+        found: dict[str, set[object]] = {}
+        for device, command in self.commands:
+            found.setdefault(device, set()).add(command["id"])
+        return found
+
+
+class Deployment:
+    """The stores of one deployment, and workers on it."""
+
+    def __init__(self, redis: Redis, keys: Keys, catalogue: RedisCatalogue, hook: HotState) -> None:
+        self.redis, self.keys, self.catalogue, self.hook = redis, keys, catalogue, hook
+        self.devices = RedisDevices(redis, keys)
+        self.offers = RedisOffers(redis, keys)
+        self.tasks = RedisTasks(redis, keys)
+        self.runs = RedisRuns(redis, keys)
+        self.broker = Broker()
+        self.shift_ms = 0
+        self._workers: list[asyncio.Task[None]] = []
+
+    def clock_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.shift_ms
+
+    async def start_worker(self, name: str = "one") -> asyncio.Task[None]:
+        queue = RedisWorkQueue(self.redis, self.keys, consumer=name, lease_ms=LEASE_MS)
+        events = RedisRunEvents(self.redis, self.keys, consumer=name)
+        await queue.open()
+        await events.open()
+        worker = Worker(
+            queue=queue,
+            lease_ms=LEASE_MS,
+            runs=self.runs,
+            events=events,
+            planner=Planner(self.catalogue, self.devices, self.runs, clock_ms=self.clock_ms),
+            sender=Sender(
+                OPTIONS,
+                worker=name,
+                lease_ms=LEASE_MS,
+                snapshots=self.catalogue,
+                devices=self.devices,
+                offers=self.offers,
+                runs=self.runs,
+                command_ids=RedisCommandIds(self.redis, self.keys),
+                publisher=self.broker,
+                clock_ms=self.clock_ms,
+            ),
+            keeper=Keeper(
+                snapshots=self.catalogue,
+                offers=self.offers,
+                runs=self.runs,
+                queue=queue,
+                clock_ms=self.clock_ms,
+            ),
+            scheduler=Scheduler(self.tasks, new_id=lambda: str(ULID()), clock_ms=self.clock_ms),
+            clock_ms=self.clock_ms,
+        )
+        task = asyncio.create_task(worker.run())
+        self._workers.append(task)
+        return task
+
+    async def stop(self) -> None:
+        for task in self._workers:
+            task.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    async def add_devices(self, count: int, *, version: str = "1.0", prefix: str = "d") -> list[str]:
+        names = [f"{prefix}{number:05}" for number in range(count)]
+        importing = await self.devices.begin_import()
+        for start in range(0, count, 500):
+            await importing.write(
+                [DeviceEntry(name, "tracker", {"version": version}) for name in names[start : start + 500]]
+            )
+        return names
+
+    async def run_now(self, task: Task = TASK, *, devices: tuple[str, ...] | None = None) -> str:
+        stored = await self.tasks.load_task(task.id)
+        if stored is None:
+            await self.tasks.put_task(task, expected=b"", due_at_ms=None)
+            stored = await self.tasks.load_task(task.id)
+        assert stored is not None
+        head = RunHead(id=str(ULID()), task=task, created_at_ms=self.clock_ms(), devices=devices)
+        made = await self.tasks.create_run(head, expected=stored.stored, now_ms=self.clock_ms())
+        assert made.word == "created"
+        return made.run_id
+
+    async def report(self, device: str, version: str) -> None:
+        """The device says what it runs, and the hook settles what that proves."""
+        state = await self.hook.stored(
+            Report(device=device, versions={"version": version}, reported_at_ms=self.clock_ms()),
+            self.catalogue.current.kept_by_type,
+        )
+        assert state is not None
+        for decision in decide_report(state, ["version"], self.catalogue.current):
+            await self.hook.settle(
+                device, decision.offer, decision.outcome, code=decision.code, settled_at_ms=self.clock_ms()
+            )
+
+    async def run(self, run_id: str) -> Run:
+        run = await self.runs.load_run(run_id)
+        assert run is not None
+        assert sum(run.counters.values()) == run.total
+        return run
+
+    async def reached(self, run_id: str, state: RunState, *, within_s: float = 20) -> Run:
+        return await self.until(run_id, lambda run: run.state is state, within_s=within_s)
+
+    async def until(self, run_id: str, condition: Callable[[Run], bool], *, within_s: float = 20) -> Run:
+        run = await self.run(run_id)
+
+        async def holds() -> bool:
+            nonlocal run
+            run = await self.run(run_id)
+            return condition(run)
+
+        try:
+            await eventually(holds, within_s=within_s)
+        except AssertionError:
+            raise AssertionError(f"the run is {run}") from None
+        return run
+
+    async def records(self, run_id: str) -> dict[str, RunDevice]:
+        chunks = [await self.runs.read_chunk(run_id, n) for n in range(await self.runs.count_chunks(run_id))]
+        found = list(itertools.chain(*chunks))
+        assert len({device.identifier for device in found}) == len(found)
+        return {device.identifier: device for device in found}
+
+    async def edit(self, firmware: Firmware) -> None:
+        await self.catalogue.change(lambda _: [CatalogueChange(DocumentKind.FIRMWARE, firmware.id, firmware)])
+
+
+@asynccontextmanager
+async def deployment(redis: Redis, keys: Keys, redis_url: str) -> AsyncIterator[Deployment]:
+    async with AsyncExitStack() as stack:
+        catalogue = RedisCatalogue(redis, keys)
+        await catalogue.start()
+        stack.push_async_callback(catalogue.close)
+        await catalogue.change(
+            lambda _: [
+                CatalogueChange(DocumentKind.DEVICE_TYPE, TRACKER.key, TRACKER),
+                CatalogueChange(DocumentKind.RULE, RULE.id, RULE),
+                CatalogueChange(DocumentKind.FIRMWARE, FIRMWARE.id, FIRMWARE),
+            ]
+        )
+        hook = await stack.enter_async_context(hot_state(redis_url, keys))
+        deployed = Deployment(redis, keys, catalogue, hook)
+        stack.push_async_callback(deployed.stop)
+        yield deployed
+
+
+@pytest.fixture
+async def deployed(redis: Redis, keys: Keys, redis_url: str) -> AsyncIterator[Deployment]:
+    async with deployment(redis, keys, redis_url) as running:
+        yield running
+
+
+async def test_a_run_sends_each_device_with_something_newer_one_command(deployed: Deployment) -> None:
+    old = await deployed.add_devices(600)
+    await deployed.add_devices(50, version="2.0", prefix="new")
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 600})
+    assert sorted(device for device, _ in deployed.broker.commands) == old
+    (first, *_), by_id = deployed.broker.commands, Counter(command["id"] for _, command in deployed.broker.commands)
+    assert max(by_id.values()) == 1
+    assert first[1] == {
+        "method": "otaUpgrade",
+        "params": {
+            "module": "main",
+            "upgrade": True,
+            "version": "2.0",
+            "url": "http://ota/firmware/01JFIRMWARE/t.bin",
+            "size": 3,
+            "md5": "m",
+        },
+        "command_name": "OTA升级",
+        "id": first[1]["id"],
+    }
+    assert (await deployed.offers.load_counters([FIRMWARE.id]))[FIRMWARE.id] == {"offered": 600}
+
+
+async def test_a_run_is_completed_when_every_device_reported(deployed: Deployment) -> None:
+    names = await deployed.add_devices(8)
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 8})
+    for name in names[:6]:
+        await deployed.report(name, "2.0")
+    for name in names[6:]:
+        await deployed.report(name, "1.5")
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.SUCCEEDED: 6, Outcome.FAILED: 2}
+    records = await deployed.records(run_id)
+    assert records[names[7]].code == "other_version"
+    await eventually(lambda: no_open_run(deployed))
+
+
+async def no_open_run(deployed: Deployment) -> bool:
+    return not await deployed.runs.load_open()
+
+
+async def test_nothing_is_sent_to_a_device_that_is_up_to_date_when_its_turn_comes(deployed: Deployment) -> None:
+    names = await deployed.add_devices(3)
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=60)))
+    await deployed.start_worker()
+    await deployed.until(run_id, lambda run: Outcome.OFFERED in run.counters)
+    sent = {device for device, _ in deployed.broker.commands}
+    rest = [name for name in names if name not in sent]
+    for name in rest:
+        await deployed.report(name, "2.0")
+    run = await deployed.until(run_id, lambda run: run.counters.get(Outcome.SKIPPED, 0) == len(rest))
+    assert {device for device, _ in deployed.broker.commands} == sent
+    assert run.counters[Outcome.OFFERED] == len(sent)
+
+
+async def test_an_edit_of_the_firmware_counts_from_the_next_command_on(deployed: Deployment) -> None:
+    await deployed.add_devices(3)
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=60)))
+    await deployed.start_worker()
+    await deployed.until(run_id, lambda run: Outcome.OFFERED in run.counters)
+    await deployed.edit(replace(FIRMWARE, enabled=False, revision=2))
+    await deployed.until(run_id, lambda run: Outcome.PLANNED not in run.counters)
+    assert len(deployed.broker.commands) < 3
+    assert all(
+        record.code == "none_newer"
+        for record in (await deployed.records(run_id)).values()
+        if record.outcome == Outcome.SKIPPED
+    )
+
+
+async def test_a_worker_that_is_lost_in_the_middle_is_taken_over_with_the_same_ids(deployed: Deployment) -> None:
+    names = await deployed.add_devices(700)
+    deployed.broker.hold = asyncio.Event()
+    killed = await deployed.start_worker("killed")
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters.get(Outcome.SENDING, 0) > 0 and run.is_planned)
+    await eventually(lambda: bool(deployed.broker.commands))
+    killed.cancel()
+    await asyncio.gather(killed, return_exceptions=True)
+    in_flight = {device for device, _ in deployed.broker.commands}
+    deployed.broker.hold = None
+    await deployed.start_worker("two")
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 700})
+    copies = Counter(device for device, _ in deployed.broker.commands)
+    assert set(copies) == set(names)
+    assert all(len(ids) == 1 for ids in deployed.broker.ids.values())
+    assert {device for device, count in copies.items() if count > 1} <= in_flight
+
+
+async def test_commands_wait_for_a_broker_that_is_away(deployed: Deployment) -> None:
+    await deployed.add_devices(5)
+    deployed.broker.away = True
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.is_planned)
+    await asyncio.sleep(0.5)
+    deployed.broker.away = False
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 5})
+    assert all(len(ids) == 1 for ids in deployed.broker.ids.values())
+
+
+async def test_a_paused_run_sends_nothing_and_goes_on_when_resumed(deployed: Deployment) -> None:
+    await deployed.add_devices(200)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=1_200)))
+    run = await deployed.until(run_id, lambda run: run.counters.get(Outcome.OFFERED, 0) >= 5)
+    await deployed.runs.set_state(run.head, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+    await asyncio.sleep(0.3)
+    sent = len(deployed.broker.commands)
+    await asyncio.sleep(1.0)
+    assert len(deployed.broker.commands) == sent < 200
+    await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 200})
+
+
+async def test_a_cancelled_run_closes_its_offers(deployed: Deployment) -> None:
+    names = await deployed.add_devices(200)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=1_200)))
+    run = await deployed.until(run_id, lambda run: run.counters.get(Outcome.OFFERED, 0) >= 5)
+    await deployed.runs.set_state(run.head, RunState.CANCELLED, of=[RunState.RUNNING], reason="", now_ms=1)
+    run = await deployed.until(run_id, lambda run: run.counters == {Outcome.CANCELLED: 200})
+    assert run.state is RunState.CANCELLED
+    states = await deployed.devices.load_devices(names)
+    assert not any(state.open_offers for state in states if state is not None)
+
+
+async def test_a_device_that_never_answers_times_out(deployed: Deployment) -> None:
+    await deployed.add_devices(3)
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3})
+    deployed.shift_ms = 61_000
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.TIMED_OUT: 3}
+    assert (await deployed.offers.load_counters([FIRMWARE.id]))[FIRMWARE.id] == {"offered": 3, "timed_out": 3}
+
+
+async def test_an_outcome_whose_news_was_lost_is_found_when_the_device_would_time_out(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    worker = await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    worker.cancel()
+    await asyncio.gather(worker, return_exceptions=True)
+    await deployed.report(name, "2.0")
+    await deployed.redis.delete(deployed.keys.run_events)
+    deployed.shift_ms = 61_000
+    await deployed.start_worker("two")
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.SUCCEEDED: 1}
+
+
+async def test_a_device_in_two_runs_is_superseded_and_not_doubled(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    await deployed.start_worker()
+    first = await deployed.run_now()
+    await deployed.until(first, lambda run: run.counters == {Outcome.OFFERED: 1})
+    second = await deployed.run_now(replace(TASK, id="01JOTHER"))
+    run = await deployed.reached(first, RunState.COMPLETED)
+    assert run.counters == {Outcome.SUPERSEDED: 1}
+    await deployed.report(name, "2.0")
+    run = await deployed.reached(second, RunState.COMPLETED)
+    assert run.counters == {Outcome.SUCCEEDED: 1}
+
+
+async def test_a_run_for_chosen_devices_concerns_those_alone(deployed: Deployment) -> None:
+    names = await deployed.add_devices(5)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(devices=(names[1], "unknown", names[3]))
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 2})
+    assert {device for device, _ in deployed.broker.commands} == {names[1], names[3]}
+
+
+async def test_a_due_task_runs_once_with_three_workers(deployed: Deployment) -> None:
+    await deployed.add_devices(4)
+    task = replace(TASK, schedule=Interval(3_600, 0))
+    await deployed.tasks.put_task(task, expected=b"", due_at_ms=deployed.clock_ms() + 200)
+    for name in ("one", "two", "three"):
+        await deployed.start_worker(name)
+    await eventually(lambda: len(deployed.broker.commands) == 4, within_s=10)
+    runs, _ = await deployed.runs.page_runs(task_id=task.id, before=None, limit=10)
+    assert len(runs) == 1
+    (due,) = await deployed.tasks.load_due_times([task.id])
+    assert due is not None
+    assert due % 3_600_000 == 0
+
+
+@pytest.mark.parametrize(("missed", "runs"), [(Missed.RUN, 1), (Missed.SKIP, 0)])
+async def test_a_schedule_that_was_missed_runs_once_or_is_skipped_as_the_task_says(
+    deployed: Deployment, missed: Missed, runs: int
+) -> None:
+    await deployed.add_devices(1)
+    due_ms = deployed.clock_ms() - 86_400_000
+    task = replace(TASK, schedule=Once(due_ms), missed=missed)
+    await deployed.tasks.put_task(task, expected=b"", due_at_ms=due_ms)
+    await deployed.start_worker()
+
+    async def is_claimed() -> bool:
+        return await deployed.tasks.load_due_times([task.id]) == [None]
+
+    await eventually(is_claimed)
+    found, _ = await deployed.runs.page_runs(task_id=task.id, before=None, limit=10)
+    assert len(found) == runs
+    assert [skip.reason for skip in await deployed.tasks.load_skips(task.id)] == ["missed"] * (1 - runs)
