@@ -1,0 +1,1 @@
+"""Rolling firmware out: when tasks are due, and what their runs do."""
