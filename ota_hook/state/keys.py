@@ -75,6 +75,10 @@ class Keys:
         """Hash: identifier → packed list of open offers."""
         return f"{self.prefix}:{{{bucket}}}:o"
 
+    def presence(self, bucket: int) -> str:
+        """Hash: identifier → the connection that it has."""
+        return f"{self.prefix}:{{{bucket}}}:p"
+
     def last_write(self, bucket: int) -> str:
         """String, gone within a second: written so that there is a write to wait for (durability.py)."""
         return f"{self.prefix}:{{{bucket}}}:w"

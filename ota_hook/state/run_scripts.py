@@ -10,13 +10,13 @@ from typing import Final
 
 from ota_hook.model import Outcome
 from ota_hook.state.connection import Script
+from ota_hook.state.offers import RANKS_LUA
 
-_RANKS: Final = "".join(f"{outcome.value}={rank}," for rank, outcome in enumerate(Outcome) if not outcome.is_final)
 _FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
 
 RUN_LUA: Final = f"""
 local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE = 1, 2, 3, 4, 5, 6
-local RANKS = {{{_RANKS}}}
+local RANKS = {{{RANKS_LUA}}}
 local FINAL = {_FIRST_FINAL}
 local function rank_of(outcome) return RANKS[outcome] or FINAL end
 local function complete_if_done(run, now)
@@ -167,7 +167,10 @@ for i = 4, #ARGV, 5 do
   local record = packed and cmsgpack.unpack(packed)
   if record and record[OUTCOME] == 'sending' then
     record[FIRMWARE], record[FROM_VERSION] = ARGV[i + 3], ARGV[i + 4]
-    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], ARGV[i + 2], now)
+    local code = ARGV[i + 2]
+    -- The broker's news of it may be faster than the worker's.
+    if ARGV[i + 1] == 'offered' and record[CODE] == 'undelivered' then code = 'undelivered' end
+    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], code, now)
     moved = moved + 1
     is_open = is_open or rank_of(ARGV[i + 1]) < FINAL
   end
@@ -198,6 +201,42 @@ return moved
 )
 """What devices said or what was found out of them: an outcome never goes back."""
 
+# KEYS: run, chunk. ARGV: identifiers.
+NOTE_UNDELIVERED: Final = Script(
+    RUN_LUA
+    + """
+for _, identifier in ipairs(ARGV) do
+  local packed = redis.call('HGET', KEYS[2], identifier)
+  local record = packed and cmsgpack.unpack(packed)
+  if record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending') then
+    record[CODE] = 'undelivered'
+    redis.call('HSET', KEYS[2], identifier, cmsgpack.pack(record))
+  end
+end
+return 1
+"""
+)
+"""Notes of devices that their command did not reach them: they don't time out, they are waited for."""
+
+# KEYS: run, chunk, unsent. ARGV: chunk number, now, then identifiers.
+AGAIN: Final = Script(
+    RUN_LUA
+    + """
+local moved = 0
+for i = 3, #ARGV do
+  local packed = redis.call('HGET', KEYS[2], ARGV[i])
+  local record = packed and cmsgpack.unpack(packed)
+  if record and record[OUTCOME] == 'offered' then
+    move(KEYS[1], KEYS[2], ARGV[i], record, 'planned', '', tonumber(ARGV[2]))
+    moved = moved + 1
+  end
+end
+if moved > 0 then redis.call('ZADD', KEYS[3], 0, ARGV[1]) end
+return moved
+"""
+)
+"""Devices to which their command goes once more, with its id."""
+
 # KEYS: run, chunk, deadlines. ARGV: chunk number, timeout ms.
 NEXT_DEADLINE: Final = Script(
     RUN_LUA
@@ -206,7 +245,9 @@ local first = false
 for _, packed in ipairs(redis.call('HVALS', KEYS[2])) do
   local record = cmsgpack.unpack(packed)
   local rank = rank_of(record[OUTCOME])
-  if rank > RANKS.sending and rank < FINAL and (not first or record[AT] < first) then first = record[AT] end
+  local waited_for = record[CODE] == 'undelivered'
+  local is_under_way = rank > RANKS.sending and rank < FINAL and not waited_for
+  if is_under_way and (not first or record[AT] < first) then first = record[AT] end
 end
 if first then redis.call('ZADD', KEYS[3], first + tonumber(ARGV[2]), ARGV[1])
 else redis.call('ZREM', KEYS[3], ARGV[1]) end

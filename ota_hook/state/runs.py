@@ -20,7 +20,19 @@ from ota_hook.ports import PlanPosition, Taken
 from ota_hook.state.connection import Argument, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
-from ota_hook.state.run_scripts import BEGIN, END_PLAN, MOVE, NEXT_DEADLINE, PLAN, QUEUE, SENT, SET_STATE, TAKE
+from ota_hook.state.run_scripts import (
+    AGAIN,
+    BEGIN,
+    END_PLAN,
+    MOVE,
+    NEXT_DEADLINE,
+    NOTE_UNDELIVERED,
+    PLAN,
+    QUEUE,
+    SENT,
+    SET_STATE,
+    TAKE,
+)
 from ota_hook.state.task_scripts import CLOSE_RUN
 from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState
 
@@ -174,6 +186,18 @@ class RedisRuns:
             return int(
                 await MOVE.run(self._redis, (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk)), arguments)
             )
+
+    async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk))
+        with redis_errors("noting what was not delivered"):
+            await NOTE_UNDELIVERED.run(self._redis, keys, [as_bytes(one) for one in identifiers])
+
+    async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
+        with redis_errors("sending commands again"):
+            return int(await AGAIN.run(self._redis, keys, (chunk, now_ms, *map(as_bytes, identifiers))))
 
     async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
         """See ports.RunStore."""

@@ -96,6 +96,7 @@ class Deployment:
         self.runs = RedisRuns(redis, keys)
         self.broker = Broker()
         self.shift_ms = 0
+        self.knows_presence = False
         self._workers: list[asyncio.Task[None]] = []
 
     def clock_ms(self) -> int:
@@ -126,6 +127,8 @@ class Deployment:
             ),
             keeper=Keeper(
                 snapshots=self.catalogue,
+                devices=self.devices,
+                waits_for_absent=self.knows_presence,
                 offers=self.offers,
                 runs=self.runs,
                 queue=queue,
