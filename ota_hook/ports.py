@@ -527,9 +527,13 @@ class RunStore(Protocol):
         first_id: int,
         most: int,
         pacing: Pacing,
+        stop_after: int,
         is_first: bool,
     ) -> Taken:
-        """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind."""
+        """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind.
+
+        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded.
+        """
         ...
 
     async def mark_sent(
@@ -539,7 +543,14 @@ class RunStore(Protocol):
         ...
 
     async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
-        """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved."""
+        """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved.
+
+        One that failed or timed out is planned again where the run's task retries.
+        """
+        ...
+
+    async def wake(self, run_id: str, *, now_ms: int) -> None:
+        """Devices whose wait for a retry is over have something to be sent again."""
         ...
 
     async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:

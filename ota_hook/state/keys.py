@@ -192,6 +192,10 @@ class Keys:
         """Sorted set: chunk with devices that were not sent their command → when it was put into the queue, or 0."""
         return f"{self.prefix}:{{{run_id}}}:unsent"
 
+    def run_later(self, run_id: str) -> str:
+        """Sorted set: chunk → when the first of its devices that failed may be sent its command again (epoch ms)."""
+        return f"{self.prefix}:{{{run_id}}}:later"
+
     def run_deadlines(self, run_id: str) -> str:
         """Sorted set: chunk → when the first of its devices times out (epoch ms)."""
         return f"{self.prefix}:{{{run_id}}}:deadlines"
