@@ -36,6 +36,8 @@ from ota_hook.exhook.workers import WorkerPool, on_parent_gone
 from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
+from ota_hook.ports import Publisher
+from ota_hook.publish.emqx_api import EmqxApiPublisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.settings import Listen, Settings
 from ota_hook.standin.redis import embedded_redis
@@ -258,12 +260,15 @@ async def _open_layout(redis: RedisClient, settings: Settings) -> Keys:
 # ---- the hook
 
 
-def _make_publisher(settings: Settings) -> MqttPublisher | None:
+def _make_publisher(settings: Settings) -> MqttPublisher | EmqxApiPublisher | None:
+    url, key, secret = settings.emqx_api_url, settings.emqx_api_key, settings.emqx_api_secret
+    if settings.publisher == "emqx_api" and url is not None and key is not None and secret is not None:
+        return EmqxApiPublisher(url, key=key, secret=secret.get_secret_value())
     return None if settings.mqtt_url is None else MqttPublisher(settings.mqtt_url.get_secret_value())
 
 
 @asynccontextmanager
-async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher | None) -> AsyncIterator[str]:
+async def _run_hook(settings: Settings, state: _State, publisher: Publisher | None) -> AsyncIterator[str]:
     """Serve ExHook; yields the address that the broker connects to."""
     async with AsyncExitStack() as stack:
         pipes = PipeSet(state.primaries, budget_ms=settings.answer_budget_ms)
