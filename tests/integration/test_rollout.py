@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +22,7 @@ from ota_hook.decide import decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Interval, Once, Outcome, Package, Rule
-from ota_hook.ports import DeviceEntry, Report
+from ota_hook.ports import DeviceEntry, Message, Report
 from ota_hook.progress import UNDELIVERED, Said
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
@@ -65,6 +65,16 @@ class Broker:
     hold: asyncio.Event | None = None
     away: bool = False
     on_command: Callable[[str, dict[str, object]], Awaitable[None]] | None = None
+
+    async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
+        async def publish(message: Message) -> DependencyError | None:
+            try:
+                await self.publish(message.topic, message.payload, qos=message.qos)
+            except DependencyError as exc:
+                return exc
+            return None
+
+        return list(await asyncio.gather(*map(publish, messages)))
 
     async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
         assert qos == 1
