@@ -546,11 +546,13 @@ class RunStore(Protocol):
         most: int,
         pacing: Pacing,
         stop_after: int,
+        stop_percent: int,
         is_first: bool,
     ) -> Taken:
         """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind.
 
-        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded.
+        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded, and
+        the run is stopped as by `stop_if_it_fails`.
         """
         ...
 
@@ -591,6 +593,10 @@ class RunStore(Protocol):
         self, head: RunHead, wanted: RunState | None, *, of: Sequence[RunState], reason: str, now_ms: int
     ) -> tuple[bool, RunState]:
         """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause."""
+        ...
+
+    async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
+        """Stop the run where so many per cent of `stop_after` or more finished devices failed or timed out."""
         ...
 
     async def close(self, head: RunHead) -> None:

@@ -65,8 +65,11 @@ class Keeper:
             await self._runs.close(head)
             return
         run = await self._obey_window(run)
-        run = await self._stop_where_it_fails(run)
-        if run.state is RunState.RUNNING:
+        if head.task.stop_percent is not None and await self._runs.stop_if_it_fails(
+            head.id, stop_after=head.task.stop_after, stop_percent=head.task.stop_percent
+        ):
+            _log.warning("run_stopped_itself", run=head.id, task=head.task.id)
+        elif run.state is RunState.RUNNING:
             await self._runs.wake(head.id, now_ms=self._clock_ms())
             chunks = await self._runs.queue_chunks(
                 head.id, now_ms=self._clock_ms(), stale_ms=_QUEUE_STALE_MS, most=QUEUED_CHUNKS
@@ -87,20 +90,6 @@ class Keeper:
             await self._runs.set_state(run.head, RunState.WAITING, of=[RunState.RUNNING], reason=reason, now_ms=now_ms)
         elif run.state is RunState.WAITING and opened and run.is_planned:
             await self._runs.set_state(run.head, RunState.RUNNING, of=[RunState.WAITING], reason="", now_ms=now_ms)
-        return await self._runs.load_run(run.head.id) or run
-
-    async def _stop_where_it_fails(self, run: Run) -> Run:
-        reason = stop_reason(run)
-        if reason is None or run.state not in {RunState.RUNNING, RunState.WAITING}:
-            return run
-        _log.warning("run_stopped_itself", run=run.head.id, task=run.head.task.id, reason=reason)
-        await self._runs.set_state(
-            run.head,
-            RunState.STOPPED,
-            of=[RunState.RUNNING, RunState.WAITING],
-            reason=reason,
-            now_ms=self._clock_ms(),
-        )
         return await self._runs.load_run(run.head.id) or run
 
     # ---- timeouts
@@ -186,18 +175,6 @@ class Keeper:
             offered_at_ms=device.at_ms,
             run_id=head.id,
         )
-
-
-def stop_reason(run: Run) -> str | None:
-    """Why the run must not go on, None where it may."""
-    task = run.head.task
-    if task.stop_percent is None:
-        return None
-    failed = sum(run.counters.get(outcome, 0) for outcome in (Outcome.FAILED, Outcome.TIMED_OUT)) + run.retried
-    finished = failed + run.counters.get(Outcome.SUCCEEDED, 0)
-    if finished < task.stop_after or failed * 100 < task.stop_percent * finished:
-        return None
-    return f"{failed} of {finished} devices that finished failed or timed out; it stops at {task.stop_percent} %."
 
 
 def is_under_way(device: RunDevice) -> bool:

@@ -90,6 +90,7 @@ class Sender:
                 most=BATCH,
                 pacing=head.task.pacing,
                 stop_after=head.task.stop_after if head.task.stop_percent is not None else 0,
+                stop_percent=head.task.stop_percent or 0,
                 is_first=is_first,
             )
             is_first = False
