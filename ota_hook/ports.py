@@ -11,7 +11,7 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
-from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
+from ota_hook.task import FirmwareStop, Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
 
 
 class SnapshotSource(Protocol):
@@ -595,6 +595,10 @@ class RunStore(Protocol):
         """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause."""
         ...
 
+    async def is_news(self, run_id: str, state: RunState) -> bool:
+        """Whether nobody asked this before of that run and state: who did tells others."""
+        ...
+
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
         """Stop the run where so many per cent of `stop_after` or more finished devices failed or timed out."""
         ...
@@ -632,6 +636,58 @@ class RunEvents(Protocol):
         ...
 
     async def finish(self, entries: Sequence[str]) -> None: ...
+
+
+class FirmwareStops(Protocol):
+    """Firmware that fails, and what was stopped for it. Raises DependencyError."""
+
+    async def load_failing(self) -> list[str]:
+        """Firmware that failed somewhere since it was last `settle`d."""
+        ...
+
+    async def load_stops(self, firmware_ids: Sequence[str]) -> list[FirmwareStop | None]:
+        """The last stop of each."""
+        ...
+
+    async def put_stop(self, firmware_id: str, stop: FirmwareStop) -> None: ...
+
+    async def settle(self, firmware_id: str) -> None:
+        """It was looked at; call it before its counters are read."""
+        ...
+
+
+class Notices(Protocol):
+    """What people outside shall hear of. Raises DependencyError."""
+
+    async def add(self, kind: str, facts: Mapping[str, object]) -> None:
+        """Tell it, at least once, soon."""
+        ...
+
+
+class Notice(NamedTuple):
+    """One notice. `attempt` counts from 1; `id` stays the same when it is told again."""
+
+    id: str
+    attempt: int
+    body: dict[str, object]
+
+
+class NoticeSource(Protocol):
+    """Notices that were not told yet. Raises DependencyError."""
+
+    async def read(self, *, most: int, block_ms: int) -> list[Notice]:
+        """What is to be told now; one that is not finished comes again, half a minute later."""
+        ...
+
+    async def finish(self, notices: Sequence[Notice]) -> None:
+        """They were told, or are given up."""
+        ...
+
+
+class Listener(Protocol):
+    async def tell(self, notice_id: str, body: dict[str, object]) -> None:
+        """Tell it once. DependencyError where it was not heard."""
+        ...
 
 
 class WorkQueue(Protocol):

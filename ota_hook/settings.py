@@ -167,6 +167,21 @@ class Settings(BaseModel):
     )
     emqx_api_key: str | None = Field(default=None, description="An API key of EMQX that may publish.")
     emqx_api_secret: SecretStr | None = Field(default=None, description="Its secret.")
+    stop_percent: int = Field(
+        default=50,
+        ge=1,
+        le=100,
+        description="A firmware is disabled when so many per cent of the devices that finished failed or timed out.",
+    )
+    stop_after: int = Field(
+        default=20, ge=1, le=1_000_000, description="Not before so many devices finished, counted since its last stop."
+    )
+    webhook_url: BaseUrl | None = Field(
+        default=None, description="Where is told (POST) that a run ended or that a firmware or run stopped itself."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs it: `OTA-Hook-Signature` (docs/pushes.md)."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="`auto` writes for people on a terminal and JSON lines elsewhere."
@@ -194,6 +209,12 @@ class Settings(BaseModel):
                 parse_dialect(name, templates)
             except InputError as exc:
                 raise ValueError(f"dialects.{name}: {exc}") from exc
+        return self
+
+    @model_validator(mode="after")
+    def _check_webhook(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret is None):
+            raise ValueError("OTA_HOOK_WEBHOOK_URL and OTA_HOOK_WEBHOOK_SECRET go together")
         return self
 
     @model_validator(mode="after")

@@ -11,13 +11,14 @@ from typing import Final
 import structlog
 
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
-from ota_hook.ports import DeviceStore, OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.ports import DeviceStore, Notices, OfferStore, RunStore, SnapshotSource, WorkQueue
 from ota_hook.progress import UNDELIVERED
 from ota_hook.rollout.schedule import is_open, next_opening
 from ota_hook.task import Run, RunDevice, RunHead, RunState
 
 QUEUED_CHUNKS: Final = 16
 """Of one run; so many can be worked on at once."""
+_TOLD: Final = frozenset({RunState.STOPPED, RunState.PAUSED, RunState.COMPLETED, RunState.CANCELLED, RunState.FAILED})
 _QUEUE_STALE_MS: Final = 30_000
 _DUE_AT_ONCE: Final = 100
 
@@ -35,6 +36,7 @@ class Keeper:
         offers: OfferStore,
         runs: RunStore,
         queue: WorkQueue,
+        notices: Notices,
         clock_ms: Callable[[], int],
         waits_for_absent: bool,
     ) -> None:
@@ -43,6 +45,7 @@ class Keeper:
         self._offers = offers
         self._runs = runs
         self._queue = queue
+        self._notices = notices
         self._clock_ms = clock_ms
         self._waits_for_absent = waits_for_absent
 
@@ -59,6 +62,7 @@ class Keeper:
         run = await self._runs.load_run(head.id)
         if run is None:
             return
+        await self._tell(run)
         if run.state is RunState.CANCELLED:
             await self._cancel_devices(head)
         if run.state.is_final:
@@ -79,6 +83,20 @@ class Keeper:
         await self._time_out(head)
         if run.is_planned and not run.state.is_final:
             await self._expire(run)
+
+    async def _tell(self, run: Run) -> None:
+        if run.state in _TOLD and await self._runs.is_news(run.head.id, run.state):
+            await self._notices.add(
+                f"run_{run.state.value}",
+                {
+                    "run": run.head.id,
+                    "task": run.head.task.id,
+                    "name": run.head.task.name,
+                    "reason": run.reason,
+                    "counters": {outcome.value: count for outcome, count in run.counters.items()},
+                    "at_ms": self._clock_ms(),
+                },
+            )
 
     async def _obey_window(self, run: Run) -> Run:
         window, now_ms = run.head.task.window, self._clock_ms()

@@ -235,6 +235,12 @@ class RedisRuns:
         ((changed, state),) = await self._writer.write_or_fail(SET_STATE, [((self._keys.run(head.id),), arguments)])
         return bool(changed), RunState(as_text(state))
 
+    async def is_news(self, run_id: str, state: RunState) -> bool:
+        """See ports.RunStore."""
+        with redis_errors("writing a run"):
+            told = await run_command(self._redis, "HSETNX", self._keys.run(run_id), f"told:{state.value}", 1)
+        return bool(told)
+
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
         """See ports.RunStore."""
         with redis_errors("looking whether a run fails"):
