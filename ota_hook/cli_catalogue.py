@@ -10,7 +10,8 @@ from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import typer
 
-from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, open_input, put_or_change
+from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
+from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change
 from ota_hook.errors import InputError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
@@ -30,10 +31,6 @@ TypeFilter = Annotated[
     str | None, typer.Option("--type", metavar="KEY", help="Of this device type alone.", show_default=False)
 ]
 TagFilter = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With this tag alone.", show_default=False)]
-FormatOption = Annotated[
-    Literal["ndjson", "csv"] | None,
-    typer.Option("--format", help="How the lines are written [csv for *.csv, else ndjson].", show_default=False),
-]
 LimitOption = Annotated[
     int | None,
     typer.Option(
@@ -214,7 +211,6 @@ _DEVICE_COLUMNS: Final = (
     Column("tags"),
     Column("last report"),
 )
-_MEDIA_TYPES: Final = {"ndjson": "application/x-ndjson", "csv": "text/csv"}
 
 
 @devices.command("list")
@@ -377,14 +373,13 @@ def import_devices(
     Example: ota-hook devices import fleet.csv
     Example: echo '{"identifier": "d1", "type": "tracker"}' | ota-hook devices import -
     """
-    media_type = _media_type(file, line_format)
-    chunks, size_bytes = open_input(file)
-    with session.terminal.progress(f"sending {file}", size_bytes) as progress:
+    lines = open_lines(file, line_format)
+    with session.terminal.progress(f"sending {file}", lines.size_bytes) as progress:
         done = session.api.send_lines(
             "POST",
             session.path("devices-import"),
-            _counted(chunks, progress),
-            media_type=media_type,
+            _counted(lines.chunks, progress),
+            media_type=lines.media_type,
             dry_run=dry_run or None,
         )
     for error in done["errors"]:
@@ -393,15 +388,10 @@ def import_devices(
         session.terminal.note(f"… and {done['failed'] - len(done['errors']):,} more")
     would = "would be " if done["dry_run"] else ""
     session.answer(
-        done, f"{done['created']:,} {would}created, {done['replaced']:,} {would}replaced, {done['failed']:,} refused."
+        done, f"{done['created']:,} {would}created, {done['replaced']:,} {would}replaced, {done['failed']:,} failed."
     )
     if done["failed"]:
         session.fail()
-
-
-def _media_type(file: Path, line_format: str | None) -> str:
-    """Of the lines of a file: CSV where it is said, or the file is called so."""
-    return _MEDIA_TYPES[line_format or ("csv" if file.suffix.lower() == ".csv" else "ndjson")]
 
 
 def _counted(chunks: Iterator[bytes], progress: Any) -> Iterator[bytes]:  # noqa: ANN401
@@ -430,7 +420,7 @@ def export_devices(
     Example: ota-hook devices export fleet.ndjson --type tracker
     Example: ota-hook devices export trial.csv --tag trial
     """
-    media_type = _media_type(file, line_format)
+    media_type = media_type_of(file, line_format)
     to_stdout = str(file) == "-"
     if to_stdout and session.terminal.as_json:
         raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
@@ -447,7 +437,7 @@ def export_devices(
             written_bytes += len(chunk)
             progress(written_bytes)
     if not to_stdout:
-        count = lines - (media_type == _MEDIA_TYPES["csv"])
+        count = lines - (media_type == CSV)
         summary = {"file": str(file), "devices": count, "bytes": written_bytes}
         session.answer(summary, f"{count_text(count, 'device')} in {file} ({size_text(written_bytes)}).")
 

@@ -139,7 +139,7 @@ def test_a_firmware_goes_to_one_device_then_to_all_then_to_none(outside: Operato
     fleet = "".join(
         f'{{"identifier": "t{n}", "type": "tracker", "versions": {{"version": "1.0.0"}}}}\n' for n in (1, 2)
     )
-    assert outside.run("devices", "import", "-", stdin=fleet).stdout == "2 created, 0 replaced, 0 refused.\n"
+    assert outside.run("devices", "import", "-", stdin=fleet).stdout == "2 created, 0 replaced, 0 failed.\n"
     package = outside.file("tracker-1.1.0.bin", b"firmware")
     upload = ("firmware", "upload", package, "--type", "tracker", "--version", "1.1.0", "--name", "冬季版本")
     shown = outside.run(*upload, "--device", "t1").stdout
@@ -229,11 +229,50 @@ def test_a_bad_line_of_an_import_is_told_and_does_not_stop_the_others(operator: 
     operator.run("types", "put", "imported")
     lines = '{"identifier": "i1", "type": "imported"}\nnonsense\n{"identifier": "i2", "type": "nope"}\n'
     done = operator.run("devices", "import", operator.file("bad.ndjson", lines), status=1)
-    assert done.stdout == "1 created, 0 replaced, 2 refused.\n"
-    assert done.stderr.splitlines() == ["line 2: The line is not JSON.", "line 3: There is no device type 'nope'."]
+    assert done.stdout == "1 created, 0 replaced, 2 failed.\n"
+    assert done.stderr.splitlines() == [
+        "line 2: The line is not JSON.",
+        "line 3: There is no device type 'nope'. Create it first.",
+    ]
     dry = operator.ask("devices", "import", "-", "--dry-run", stdin='{"identifier": "i3", "type": "imported"}')
     assert (dry["created"], dry["dry_run"]) == (1, True)
     assert "There is no device 'i3'." in operator.refused("devices", "show", "i3")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "identifier,type\nd,imported\n", "looks like CSV: its first line names columns. Give --format csv."),
+        ("-", "identifier,type\nd,imported\n", "Standard input looks like CSV"),
+        ("a.csv", "id,type\nd,imported\n", "'id' is no column."),
+        ("a.csv", "Identifier,type\nd,imported\n", "'Identifier' is no column. Did you mean `identifier`?"),
+        ("a.csv", "identifier,type,version\n", "'version' is no column. Did you mean `versions.version`?"),
+        ("a.csv", "identifier;type\n", "Separate them by commas."),
+        ("a.csv", "identifier,type,type\n", "names the column 'type' twice."),
+        ("a.csv", '"identifier,type\n', "a quoted value is not closed, and none spans lines"),
+        ("a.csv", "identifier,type\n".encode("utf-16"), "is in UTF-16. Save it as UTF-8 (in Excel: CSV UTF-8)."),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", "Unpack it first."),
+    ],
+)
+def test_a_file_that_can_not_be_imported_says_what_to_do(
+    operator: Operator, name: str, content: bytes | str, said: str
+) -> None:
+    operator.run("types", "put", "imported")
+    if name == "-":
+        assert said in operator.refused("devices", "import", name, stdin=str(content))
+    else:
+        assert said in operator.refused("devices", "import", operator.file(name, content))
+
+
+def test_a_bad_line_of_csv_says_what_to_do(operator: Operator) -> None:
+    operator.run("types", "put", "imported")
+    lines = b'identifier,type\nd\n"d,imported\n' + "设,imported\n".encode("gbk")
+    done = operator.run("devices", "import", operator.file("a.csv", lines), status=1)
+    assert done.stderr.splitlines() == [
+        "line 2: The line has 1 value, and the header names 2.",
+        "line 3: The line is not CSV: a quoted value is not closed, and none spans lines.",
+        "line 4: The line is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8).",
+    ]
 
 
 def test_tags_are_given_shown_and_taken_away(operator: Operator) -> None:
@@ -320,7 +359,7 @@ def test_a_list_that_is_longer_than_an_upload_takes_follows_it(operator: Operato
     said = operator.refused(*upload, "2.0", "--devices-file", bad)
     left = ULID.search(said)
     assert left is not None
-    assert f"ota-hook firmware devices {left[0]} --set" in said
+    assert f"ota-hook firmware devices {left[0]} --add" in said
     assert operator.ask("firmware", "devices", left[0]) == []
 
 
@@ -329,7 +368,7 @@ def test_the_devices_of_a_firmware_are_set_and_added_to(operator: Operator) -> N
     upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "chosen", "--version", "1.0")
     firmware = operator.ask(*upload)["id"]
     assert operator.ask("firmware", "devices", firmware) is None
-    done = operator.run("firmware", "devices", firmware, "--set", "-", stdin='c1\n"c2"\n{"identifier": "c3"}\n')
+    done = operator.run("firmware", "devices", firmware, "--set", "-", stdin="c1\nc2\nc3\n")
     assert done.stdout == f"The firmware {firmware} is for 3 devices, 3 of those sent not registered.\n"
     assert operator.ask("firmware", "devices", firmware, "--add", operator.file("more.txt", "c3\nc4"))["count"] == 4
     assert sorted(operator.ask("firmware", "devices", firmware)) == ["c1", "c2", "c3", "c4"]
@@ -337,6 +376,67 @@ def test_the_devices_of_a_firmware_are_set_and_added_to(operator: Operator) -> N
     done = operator.run("firmware", "devices", firmware)
     assert done.stdout == ""
     assert "for nobody" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "identifier,type,tags\nm1,tracker,\nm2,tracker,a b\n"),
+        ("l.CSV", '\ufefftype,identifier\r\ntracker,"m1"\r\ntracker,m2\r\n'),
+        ("l.ndjson", '{"identifier": "m1", "type": "tracker", "tags": []}\n"m2"\n'),
+        ("l.jsonl", '"m1"\n"m2"'),
+        ("l.txt", "# the trial\n\nm1\n  m2\r\n"),
+        ("l", "m1\nm2"),
+    ],
+)
+def test_a_list_of_devices_is_read_as_its_name_says(operator: Operator, name: str, content: str) -> None:
+    operator.run("types", "put", "lists")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "lists", "--version", "1.0")
+    firmware = operator.ask(*upload, "--devices-file", operator.file(name, content), "--device", "m0")
+    assert firmware["devices"] == ["m0", "m1", "m2"]
+    assert operator.ask("firmware", "devices", firmware["id"], "--set", name)["count"] == 2
+    assert sorted(operator.ask("firmware", "devices", firmware["id"])) == ["m1", "m2"]
+    kind = {"csv": "csv", "txt": "text", "l": "text"}.get(name.lower().rpartition(".")[2], "ndjson")
+    set_from_input = ("firmware", "devices", firmware["id"], "--add", "-", "--format", kind)
+    assert operator.ask(*set_from_input, stdin=content)["count"] == 2
+
+
+def test_a_list_that_is_not_what_its_name_says_is_refused_with_what_to_do(operator: Operator) -> None:
+    operator.run("types", "put", "misnamed")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "misnamed", "--version", "1.0")
+    firmware = operator.ask(*upload, "--device", "kept")["id"]
+    for name, content, said in (
+        ("a.txt", "identifier,type\nm1,tracker\n", "--format csv"),
+        ("b.txt", "m1,tracker\n", "--format csv"),
+        ("c.txt", '{"identifier": "m1"}\n', "--format ndjson"),
+        ("d.txt", 'm1\n"m2"\n', "Line 2 of the list looks like JSON. Give --format ndjson."),
+        ("e.txt", "m1\n设备\n".encode("gbk"), "Line 2 of the list is not UTF-8. Save the file as UTF-8."),
+        ("f.csv", "identifier\nm1\n".encode("utf-16"), "in UTF-16. Save it as UTF-8 (in Excel: CSV UTF-8)."),
+        ("g.csv", "identifier\n设备\n".encode("gbk"), "Line 2: The line is not UTF-8. Save the file as UTF-8"),
+        ("h.csv.gz", b"\x1f\x8b\x08\x00", "compressed (gzip). Unpack it first."),
+        ("i.csv", b"PK\x03\x04", "a spreadsheet. Unpack it first, or save the table as CSV UTF-8."),
+        ("j.ndjson", "identifier\nm1\n", "--format csv"),
+        ("k.ndjson", '"m1"\nfoo\n', "Line 2: The line is not JSON."),
+        ("l.ndjson", '"m1"\n[]\n', "Line 2: The line must be"),
+        ("m.csv", '{"identifier": "m1"}\n', "--format ndjson"),
+        ("n.csv", "Identifier\nm1\n", "Did you mean `identifier`?"),
+        ("o.txt", "m1\nm1/2\n", "Line 2 of the list: 'm1/2' names a gateway's child"),
+    ):
+        refused = operator.refused("firmware", "devices", firmware, "--set", operator.file(name, content))
+        assert said in refused, name
+    assert operator.ask("firmware", "devices", firmware) == ["kept"]
+    assert "--set or --add" in operator.refused("firmware", "devices", firmware, "--format", "csv")
+    assert "--devices-file" in operator.refused(*upload, "--format", "csv")
+
+
+def test_an_upload_whose_list_is_not_taken_is_for_those_named_beside_it(operator: Operator) -> None:
+    operator.run("types", "put", "listless")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "listless", "--version", "1.0")
+    bad = operator.file("bad.csv", "identifier\na/b\n")
+    said = operator.refused(*upload, "--devices-file", bad, "--device", "d1")
+    assert "is uploaded, for 1 device, but its list of devices was not taken: Line 2: 'a/b'" in said
+    assert "--format ndjson" in operator.refused(*upload, "--devices-file", operator.file("bad.txt", '"a"\n'))
+    assert [entry["devices"] for entry in operator.ask("firmware", "list", "--type", "listless")] == [["d1"]]
 
 
 def test_an_upload_whose_connection_is_cut_is_there_once(outside: Operator) -> None:

@@ -517,7 +517,7 @@ async def test_a_firmware_for_everyone_has_no_list_to_read_or_add_to(admin: Admi
     checked(await admin.api.put(path, content='"a"', headers=NDJSON), 200)
 
 
-@pytest.mark.parametrize("line", ["x", "[]", "7", "null", '{"id": "a"}', '"a/b"', '""', '{"identifier": "a", "x": 1}'])
+@pytest.mark.parametrize("line", ["x", "[]", "7", "null", '{"id": "a"}', '"a/b"', '""', '{"identifier": 1}'])
 async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> None:
     firmware = await admin.create_firmware(devices=["x"])
     path = f"/firmware/{firmware['id']}/devices"
@@ -525,6 +525,16 @@ async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> Non
     assert "Line 2" in document["detail"]
     assert await read_list(admin, firmware) == {"x"}
     problem(await admin.api.put(path, content=b'"a"', headers={"Content-Type": "text/plain"}), 415)
+
+
+async def test_an_export_of_devices_is_a_list(admin: Admin) -> None:
+    path = f"/firmware/{(await admin.create_firmware())['id']}/devices"
+    await admin.create_device("a", versions={"version": "1.0"}, tags=["t"])
+    for accept in ("application/x-ndjson", "text/csv"):
+        exported = await admin.api.get("/devices-export", headers={"Accept": accept})
+        headers = {"Content-Type": accept}
+        answer = checked(await admin.api.put(path, content=exported.content, headers=headers), 200)
+        assert answer == {"count": 1, "unknown": 0}
 
 
 async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
@@ -538,9 +548,9 @@ async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
     added = checked(await admin.api.post(path, content="identifier\nb\n", headers=csv_type), 200)
     assert added == {"count": 3, "unknown": 1}
     for broken, said in (
-        (b"name\nc\n", "Line 1: the first line must name"),
-        (b"identifier,identifier\nc,c\n", "Line 1: the first line must name"),
-        (b"identifier\nc,d\n", "Line 2: it has 2 values"),
+        (b"name\nc\n", "Line 1: The first line must name"),
+        (b"identifier,identifier\nc,c\n", "Line 1: The first line must name"),
+        (b"identifier\nc,d\n", "Line 2: The line has 2 values"),
         (b"identifier\n\xff\n", "Line 2: The line is not UTF-8"),
         (b"identifier\na/b\n", "Line 2: "),
     ):
