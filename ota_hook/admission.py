@@ -15,6 +15,7 @@ from ota_hook._device_set import DeviceSet
 from ota_hook._versions import version_key
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (
+    DEFAULT_EVENT,
     TAG_MAX_BYTES,
     VERSION_MAX_BYTES,
     CatalogueChange,
@@ -144,16 +145,17 @@ def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> De
 
 
 def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str) -> tuple[CatalogueChange, ...]:
-    """Create or replace a device type; a new one comes with its default rule, whose attribute joins the type's."""
+    """Create or replace a device type; a new one comes with its default rule, which reads its first attribute."""
     old = snapshot.types.get(proposed.key)
     if old is None:
         rule = Rule(
             id=default_rule_id,
-            name="otaCheck",
+            name=DEFAULT_EVENT,
             device_type=proposed.key,
+            version_attribute=proposed.version_attributes[0],
             created_at_ms=proposed.created_at_ms,
         )
-        return (_write(_with_attribute(proposed, rule.version_attribute)), _write(rule))
+        return (_write(proposed), _write(rule))
     for rule in snapshot.rules.values():
         if rule.device_type == old.key and rule.version_attribute not in proposed.version_attributes:
             raise ConflictError(
@@ -161,14 +163,15 @@ def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str
                 mend="Change or delete the rule first.",
                 field="version_attributes",
             )
-    for firmware in snapshot.living_firmware(old.key):
-        if version_key(proposed.version_scheme, firmware.version) is None:
-            raise ConflictError(
-                f"The version {firmware.version!r} of the firmware {firmware.name!r} ({firmware.id}) is not one in the"
-                f" scheme {proposed.version_scheme.value!r}.",
-                mend="Delete the firmware first.",
-                field="version_scheme",
-            )
+    scheme = proposed.version_scheme
+    strange = [f for f in snapshot.living_firmware(old.key) if version_key(scheme, f.version) is None]
+    if strange:
+        named = _first_few([f"{f.version!r} ({f.name} {f.id})" for f in strange])
+        raise ConflictError(
+            f"Of {len(strange)} firmware the version is not one in the scheme {scheme.value!r}: {named}.",
+            mend="Delete those first.",
+            field="version_scheme",
+        )
     if proposed.version_scheme != old.version_scheme:
         _refuse_clashes_under(snapshot, proposed)
     return (_write(replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)),)

@@ -105,7 +105,9 @@ def put_type(
     version_attribute: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="A reported property that holds a version; repeat it [version].", show_default=False
+            metavar="TEXT",
+            help="A reported property that holds a version, in place of those that it has; repeat it [version].",
+            show_default=False,
         ),
     ] = None,
     extra: Annotated[
@@ -127,10 +129,10 @@ def put_type(
 ) -> None:
     """Create a device type, or change what is given of one that exists and leave the rest of it.
 
-    A new type comes with its default rule: the event otaCheck asks for the module main by the attribute version.
+    A new type comes with its default rule: the event otaCheck asks for the module main by the first version attribute.
 
     \b
-    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute version --extra sha256
+    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute fw_version --extra sha256
     """
     given: Document = {
         "name": name,

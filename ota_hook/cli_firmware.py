@@ -195,6 +195,8 @@ def upload_firmware(
         "allow_downgrade": allow_downgrade,
     }
     entry = _upload(session, file, fields)
+    if entry["notice"]:
+        session.terminal.note(entry["notice"])
     if rest is not None:
         entry = _add_list(session, entry, rest)
     _show(session, entry)
@@ -244,7 +246,7 @@ def _add_list(session: Session, entry: Document, lines: Lines) -> Document:
             mend=f"Mend the list and send it: ota-hook firmware devices {entry['id']} --add FILE.",
         ) from exc
     if answer["unknown"]:
-        session.terminal.note(f"{answer['unknown']:,} of the devices in the list are not registered.")
+        session.terminal.note(f"Not registered: {answer['unknown']:,} of those in the list.")
     return session.api.get(session.path("firmware", entry["id"]))
 
 

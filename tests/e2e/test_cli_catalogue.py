@@ -429,8 +429,25 @@ def test_a_list_that_is_not_what_its_name_says_is_refused_with_what_to_do(operat
     assert "--devices-file" in operator.refused(*upload, "--format", "csv")
 
 
+def test_an_upload_that_its_devices_can_not_get_says_so(operator: Operator) -> None:
+    operator.run("types", "put", "noted")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "noted", "--version", "1.0")
+    assert "`ota-hook rules add`" in operator.run(*upload, "--module", "gps").stderr
+    assert operator.run(*upload, "--device", "nobody99").stderr == "Not registered: 1 of the 1 listed.\n"
+    listed = operator.file("l.csv", "identifier\nnobody98\n")
+    assert operator.run(*upload, "--devices-file", listed).stderr == "Not registered: 1 of those in the list.\n"
+
+
+def test_a_new_type_reads_the_attributes_that_are_named(operator: Operator) -> None:
+    created = operator.ask("types", "put", "wheel", "--version-attribute", "fw_version")
+    assert created["version_attributes"] == ["fw_version"]
+    (rule,) = operator.ask("rules", "list", "--type", "wheel")
+    assert (rule["event"], rule["version_attribute"]) == ("otaCheck", "fw_version")
+
+
 def test_an_upload_whose_list_is_not_taken_is_for_those_named_beside_it(operator: Operator) -> None:
     operator.run("types", "put", "listless")
+    operator.run("devices", "put", "d1", "--type", "listless")
     upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "listless", "--version", "1.0")
     bad = operator.file("bad.csv", "identifier\na/b\n")
     said = operator.refused(*upload, "--devices-file", bad, "--device", "d1")

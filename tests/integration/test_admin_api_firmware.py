@@ -54,6 +54,7 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
         "crc32": f"{zlib.crc32(content):08x}",
         "url": f"{admin.url}/firmware/{firmware_id}/%E5%9B%BA%E4%BB%B6%20v1.1.tar.gz",
         "revision": 1,
+        "notice": None,
     }
     assert (await admin.open.get(document["url"])).content == content
     read = checked(await admin.api.get(f"/firmware/{firmware_id}"), 200)
@@ -101,6 +102,29 @@ async def test_fields_may_come_in_any_order_around_the_file(admin: Admin, file_a
         "module": "mcu",
         "enabled": False,
     }
+
+
+async def test_an_upload_that_no_rule_asks_for_says_so(admin: Admin) -> None:
+    document = await admin.create_firmware(module="gps")
+    assert "asks for the module 'gps', so no device gets it: add one" in document["notice"]
+    assert checked(await admin.api.get(f"/firmware/{document['id']}"), 200)["notice"] is None
+    body = {"device_type": "DU", "event": "gpsCheck", "module": "gps"}
+    rule = checked(await admin.api.post("/rules", json=body), 201)
+    assert (await admin.create_firmware("1.2", module="gps"))["notice"] is None
+    checked(await admin.api.patch(f"/rules/{rule['id']}", json={"enabled": False}), 200)
+    assert "No enabled rule" in (await admin.create_firmware("1.3", module="gps"))["notice"]
+
+
+async def test_an_upload_for_devices_that_can_not_get_it_says_so(admin: Admin) -> None:
+    await admin.create_type("lamp")
+    await admin.create_device("good")
+    for n in range(4):
+        await admin.create_device(f"lamp {n}", "lamp")
+    assert (await admin.create_firmware(devices=["good"]))["notice"] is None
+    document = await admin.create_firmware(devices=["good", "nobody99", "nobody98", "nobody99"])
+    assert document["notice"] == "Not registered: 2 of the 3 listed."
+    document = await admin.create_firmware(devices=["good", *(f"lamp {n}" for n in range(4))])
+    assert document["notice"] == ("Of another device type, and so never offered it: 'lamp 0', 'lamp 1', 'lamp 2', ….")
 
 
 async def test_one_empty_devices_field_is_nobody(admin: Admin) -> None:

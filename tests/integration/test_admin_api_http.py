@@ -336,6 +336,7 @@ async def test_an_upload_whose_answer_was_not_kept_is_not_done_twice(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await admin.create_type()
+    await admin.create_device("DU_1")
     store = admin.context.idempotency
     finish = store.finish
 

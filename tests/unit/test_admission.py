@@ -146,18 +146,11 @@ def test_a_new_type_comes_with_its_default_rule() -> None:
     )
 
 
-def test_the_default_rule_adds_its_attribute_to_a_type_without_it() -> None:
-    proposed = DeviceType(key="DU", name="DU", version_attributes=("mcu",))
-    changes = admit_type(Snapshot(), proposed, default_rule_id="R1")
-    assert [c.document.version_attributes for c in changes if isinstance(c.document, DeviceType)] == [
-        ("mcu", "version")
-    ]
-
-
-def test_a_new_type_whose_attributes_leave_no_room_for_the_default_rule_is_refused() -> None:
-    proposed = DeviceType(key="DU", name="DU", version_attributes=tuple(f"a{n}" for n in range(16)))
-    with pytest.raises(InputError, match="more than 16"):
-        admit_type(Snapshot(), proposed, default_rule_id="R1")
+def test_the_default_rule_reads_the_first_attribute_of_a_new_type() -> None:
+    proposed = DeviceType(key="DU", name="DU", version_attributes=("fw_version", "mcu"))
+    documents = [change.document for change in admit_type(Snapshot(), proposed, default_rule_id="R1")]
+    assert documents[0] == proposed
+    assert [d.version_attribute for d in documents if isinstance(d, Rule)] == ["fw_version"]
 
 
 def test_an_edit_counts_the_revision_and_keeps_the_age() -> None:
@@ -174,8 +167,17 @@ def test_an_attribute_that_a_rule_uses_can_not_be_taken_away() -> None:
 
 def test_a_scheme_that_refuses_a_stored_version_is_refused() -> None:
     snapshot = catalogue(firmware("F1", "V100R001"))
-    with pytest.raises(ConflictError, match=r"V100R001.*F1"):
+    with pytest.raises(ConflictError, match=r"Of 1 firmware .*V100R001.*F1"):
         admit_type(snapshot, DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), default_rule_id="R2")
+
+
+def test_a_scheme_that_refuses_many_stored_versions_counts_them_and_names_some() -> None:
+    snapshot = catalogue(*(firmware(f"F{n}", f"V10{n}") for n in range(4)), firmware("GOOD", "1.0.0"))
+    with pytest.raises(
+        ConflictError, match=r"Of 4 firmware .*'V100' \(F0 F0\), .*, …\. Delete those first\."
+    ) as raised:
+        admit_type(snapshot, DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), default_rule_id="R2")
+    assert "GOOD" not in str(raised.value)
 
 
 def test_a_scheme_that_makes_two_firmware_equal_is_refused() -> None:
