@@ -23,6 +23,7 @@ from ota_hook.model import (
     DocumentKind,
     Firmware,
     Rule,
+    VersionScheme,
     is_direct_identifier,
     is_tag,
 )
@@ -37,6 +38,14 @@ FIRMWARE_TAGS_MAX: Final = 100
 INLINE_DEVICES_MAX: Final = 10_000
 LISTED_DEVICES_MAX: Final = 1_000_000
 _ROUNDING: Final = 1e-9
+
+_TAKEN: Final = {
+    VersionScheme.AUTO: "any text with a digit",
+    VersionScheme.SEMVER: "three numbers and perhaps more, as in 1.0.0 or 1.0.0-rc.1",
+    VersionScheme.PEP440: "what Python's packages have, as in 1.0, 1.0rc1 or 1.0.post1",
+    VersionScheme.DEBIAN: "what begins with a digit, as in 1.0-1 or 1.0~rc1",
+}
+"""What would be a version in a scheme, in half a sentence."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -80,7 +89,9 @@ def check_version(text: str) -> str:
     """A version of a firmware or device, trimmed: 1 to 128 bytes with a digit in it."""
     text = text.strip()
     if _utf8_length(text, "A version") > VERSION_MAX_BYTES or not any("0" <= c <= "9" for c in text):
-        raise InputError(f"{_shown(text)} is not a version: it needs a digit and at most {VERSION_MAX_BYTES} bytes.")
+        raise InputError(
+            f"{_shown(text)} is not a version: it needs one of the digits 0–9 and at most {VERSION_MAX_BYTES} bytes."
+        )
     return _check_line(text, VERSION_MAX_BYTES, "A version")
 
 
@@ -96,7 +107,10 @@ def check_identifier(text: str) -> str:
 def check_tag(text: str) -> str:
     """A tag. InputError for what is none."""
     if not is_tag(text):
-        raise InputError(f'A tag must have 1 to {TAG_MAX_BYTES} bytes of UTF-8 without white space and `, ; "`.')
+        raise InputError(
+            f"{_shown(text)} is no tag: 1 to {TAG_MAX_BYTES} bytes of UTF-8 without white space, control characters and"
+            ' , ; "'
+        )
     return text
 
 
@@ -109,8 +123,9 @@ def check_percentage(percentage: float) -> float:
 
 def check_distinct(texts: list[str]) -> list[str]:
     """The texts, none of them twice."""
-    if len(set(texts)) != len(texts):
-        raise InputError("The same entry is there twice.")
+    for text in texts if len(set(texts)) != len(texts) else ():
+        if texts.count(text) > 1:
+            raise InputError(f"{_shown(text)} is there twice.")
     return texts
 
 
@@ -278,7 +293,7 @@ def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: st
     if version_key(device_type.version_scheme, version) is None:
         raise InputError(
             f"{_shown(version)} is not a version in the scheme {device_type.version_scheme.value!r} of"
-            f" {device_type.key!r}.",
+            f" {device_type.key!r}, which takes {_TAKEN[device_type.version_scheme]}.",
             field="version",
         )
 
@@ -341,8 +356,9 @@ def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
     both_full = not proposed.source_versions and not other.source_versions
     if both_full or not set(proposed.source_versions).isdisjoint(other.source_versions):
         state = "" if other.enabled else " (disabled)"
+        equal = "" if proposed.version == other.version else f", which is equal to {proposed.version!r} in its scheme,"
         raise ConflictError(
-            f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
+            f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r}{equal} for the same devices"
             " already.",
             mend="Change or delete that one, or say for one of them which devices it is for.",
             field="version",

@@ -10,8 +10,9 @@ from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import typer
 
+from ota_hook._versions import version_key
 from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
-from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change
+from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change, require_type
 from ota_hook.errors import InputError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
@@ -225,6 +226,7 @@ def list_devices(
     \b
     Example: ota-hook devices list --type tracker --limit 20
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("devices"), type=device_type, tag=tag)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
@@ -328,7 +330,18 @@ def put_device(
         {"type": device_type, "versions": known} | tags,
         {"type": device_type, "versions": versions} | tags,
     )
+    _note_unreadable(session, device_type, known)
     session.answer(document, f"The device {identifier!r} is {'registered' if created else 'as you say'}.")
+
+
+def _note_unreadable(session: Session, device_type: str, versions: dict[str, str]) -> None:
+    """Say which of the given versions the type's scheme can't compare: the device would get no upgrade."""
+    if not versions:
+        return
+    scheme = session.api.get(session.path("device-types", device_type))["version_scheme"]
+    for text in versions.values():
+        if version_key(scheme, text) is None:
+            session.terminal.note(f"{text!r} is not a version in the scheme {scheme}: nothing is newer than it.")
 
 
 def _read_version(text: str) -> tuple[str, str | None]:
@@ -426,6 +439,7 @@ def export_devices(
     to_stdout = str(file) == "-"
     if to_stdout and session.terminal.as_json:
         raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
+    require_type(session, device_type)
     lines = written_bytes = 0
     path = session.path("devices-export")
     with (
@@ -485,6 +499,7 @@ def list_rules(session: Session, *, device_type: TypeFilter = None, limit: Limit
     \b
     Example: ota-hook rules list --type tracker
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("rules"), device_type=device_type)
     session.show_list(entries, _RULE_COLUMNS, _rule_row, limit=limit)
 

@@ -11,7 +11,7 @@ import typer
 
 from ota_hook.cli_catalogue import LimitOption, TypeFilter, yes_no
 from ota_hook.cli_lines import TEXT, Lines, ListFormatOption, as_ndjson, open_lines, read_identifiers, split_lines
-from ota_hook.cli_session import Session, catalogue_command
+from ota_hook.cli_session import Session, catalogue_command, require_type
 from ota_hook.errors import InputError, OtaHookError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
@@ -64,6 +64,7 @@ def list_firmware(session: Session, *, device_type: TypeFilter = None, limit: Li
     \b
     Example: ota-hook firmware list --type tracker
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("firmware"), device_type=device_type)
     session.show_list(entries, _COLUMNS, _row, limit=limit)
 

@@ -117,6 +117,12 @@ class Session:
         raise typer.Exit(EXIT_FAILED)
 
 
+def require_type(session: Session, key: str | None) -> None:
+    """NotFound where there is no such device type: a list that is empty for a slip of the keyboard says nothing."""
+    if key is not None:
+        session.api.get(session.path("device-types", key))
+
+
 def put_or_change(api: ApiClient, path: str, new: Document, changes: Document) -> tuple[Document, bool]:
     """Create `new`, or change only what is given of what is there; returns it and whether it was created."""
     try:

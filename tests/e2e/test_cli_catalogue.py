@@ -438,6 +438,31 @@ def test_an_upload_that_its_devices_can_not_get_says_so(operator: Operator) -> N
     assert operator.run(*upload, "--devices-file", listed).stderr == "Not registered: 1 of those in the list.\n"
 
 
+@pytest.mark.parametrize("command", ["devices list", "devices export", "firmware list", "rules list", "types versions"])
+def test_a_type_that_there_is_none_of_is_not_found(operator: Operator, command: str) -> None:
+    option = [] if command == "types versions" else ["--type"]
+    assert operator.refused(*command.split(), *option, "nix") == "There is no device type 'nix'."
+
+
+def test_a_version_that_its_scheme_can_not_compare_is_told(operator: Operator) -> None:
+    operator.run("types", "put", "threes", "--scheme", "semver")
+    put = ("devices", "put", "s1", "--type", "threes", "--version")
+    assert operator.run(*put, "version=1.0.0").stderr == ""
+    assert "'1.0' is not a version in the scheme semver" in operator.run(*put, "version=1.0").stderr
+    operator.run("firmware", "upload", operator.file("a.bin", b"x"), "--type", "threes", "--version", "2.0.0")
+    assert "The device's version 1.0 is not a version in the scheme semver" in operator.run("check", "s1").stdout
+
+
+def test_what_is_refused_is_quoted_without_the_names_of_fields(operator: Operator) -> None:
+    operator.run("types", "put", "quoted")
+    put = ("devices", "put", "q1", "--type", "quoted")
+    assert operator.refused(*put, "--tag", "ok", "--tag", "a b").startswith("'a b' is no tag: 1 to 64 bytes")
+    assert operator.refused(*put, "--tag", "x", "--tag", "x") == "'x' is there twice."
+    assert operator.refused(*put, "--version", "version=１.０").startswith("'１.０' is not a version: it needs one of")
+    for key in ("bad key", "中文"):
+        assert operator.refused("types", "put", key).startswith(f"'{key}' must be 1 to 64 letters")
+
+
 def test_a_new_type_reads_the_attributes_that_are_named(operator: Operator) -> None:
     created = operator.ask("types", "put", "wheel", "--version-attribute", "fw_version")
     assert created["version_attributes"] == ["fw_version"]
@@ -588,7 +613,7 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     package = operator.file("a.bin", b"firmware")
     upload = ("firmware", "upload", package, "--type", "strict", "--version")
     assert "OTA_HOOK_PUBLIC_URL_HTTPS" in operator.refused(*upload, "1.0.0", "--https")
-    assert "'semver'" in operator.refused(*upload, "1.0")
+    assert "'semver' of 'strict', which takes three numbers" in operator.refused(*upload, "1.0")
     assert "must say from which versions" in operator.refused(*upload, "1.0.0", "--allow-downgrade")
     assert "end in one of" in operator.refused("firmware", "upload", operator.file("a.txt", b"x"), *upload[3:], "1.0.0")
     assert "empty" in operator.refused("firmware", "upload", operator.file("b.bin", b""), *upload[3:], "1.0.0")
@@ -596,9 +621,7 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     firmware = operator.ask(*upload, "1.0.0", "--disabled", "--source-version", "0.9.0")
     assert (firmware["enabled"], firmware["source_versions"]) == (False, ["0.9.0"])
     assert firmware["id"] in operator.refused("types", "delete", "strict")
-    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith(
-        "identifier: 'a/b' names a gateway's child"
-    )
+    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith("'a/b' names a gateway's child")
     assert "'坏'" in operator.refused("types", "put", "坏")
     assert "'坏'" in operator.refused("types", "show", "坏")
 
@@ -643,7 +666,7 @@ def test_a_firmware_is_for_tags_and_a_percentage_until_it_is_released(operator: 
     assert "release" in operator.refused("firmware", "select", firmware, "--no-percentage")
     assert "Nothing is selected" in operator.refused("firmware", "select", firmware)
     assert "contradict" in operator.refused("firmware", "select", firmware, "--tag", "a", "--no-tags")
-    assert "100" in operator.refused("firmware", "select", firmware, "--percentage", "101")
+    assert operator.refused("firmware", "select", firmware, "--percentage", "101").endswith("must be at most 100.")
     released = operator.ask("firmware", "release", firmware, "--yes")
     assert (released["devices"], released["tags"], released["percentage"]) == (None, None, None)
 

@@ -18,6 +18,7 @@ from ota_hook.admission import (
     check_identifier,
     check_key,
     check_name,
+    check_tag,
     check_ulid,
     check_version,
     find_firmware,
@@ -320,6 +321,30 @@ def test_a_duplicate_is_refused_and_the_first_named(stored: Firmware, proposed: 
 def test_what_differs_in_one_of_these_is_no_duplicate(stored: Firmware, proposed: Firmware) -> None:
     (change,) = admit_firmware(catalogue(stored), proposed, None)
     assert change.document == proposed
+
+
+def test_a_duplicate_by_another_text_says_that_the_two_are_equal() -> None:
+    snapshot = catalogue(
+        DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), firmware("F1", "1.0.0+5")
+    )
+    with pytest.raises(ConflictError, match=r"version '1\.0\.0\+5', which is equal to '1\.0\.0' in its scheme"):
+        admit_firmware(snapshot, firmware("F2", "1.0.0"), None)
+    with pytest.raises(ConflictError, match=r"version '1\.0\.0\+5' for the same"):
+        admit_firmware(snapshot, firmware("F2", "1.0.0+5"), None)
+
+
+@pytest.mark.parametrize("scheme", VersionScheme)
+def test_a_version_that_is_none_says_what_would_be_one(scheme: VersionScheme) -> None:
+    snapshot = catalogue(DeviceType(key="DU", name="DU", version_scheme=scheme))
+    with pytest.raises(InputError, match=r"'nightly' is not a version in the scheme .* which takes .*\."):
+        check_firmware_version(snapshot, "DU", "nightly")
+
+
+@pytest.mark.parametrize("text", ["a b", "a,b", "tab\t", ""])
+def test_what_is_no_tag_is_quoted(text: str) -> None:
+    with pytest.raises(InputError) as raised:
+        check_tag(text)
+    assert raised.value.detail.startswith(f"{text!r} is no tag: 1 to 64 bytes")
 
 
 def test_taking_the_list_away_may_make_a_duplicate() -> None:
