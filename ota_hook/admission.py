@@ -95,6 +95,17 @@ def check_version(text: str) -> str:
     return _check_line(text, VERSION_MAX_BYTES, "A version")
 
 
+def key_in_scheme(scheme: VersionScheme, text: str, *, of: str = "") -> bytes:
+    """The key of a version. InputError where it is none in the scheme, `of` whatever that is."""
+    key = version_key(scheme, text)
+    if key is None:
+        raise InputError(
+            f"{_shown(text)} is not a version in the scheme {scheme.value!r}{of}, which takes {_TAKEN[scheme]}.",
+            field="version",
+        )
+    return key
+
+
 def check_identifier(text: str) -> str:
     """A direct device's identifier."""
     if is_direct_identifier(text):
@@ -290,12 +301,7 @@ def find_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
 def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: str) -> None:
     """Refuse what can be refused before the bytes arrive: an unknown type, a text that is no version there."""
     device_type = find_type(snapshot, device_type_key)
-    if version_key(device_type.version_scheme, version) is None:
-        raise InputError(
-            f"{_shown(version)} is not a version in the scheme {device_type.version_scheme.value!r} of"
-            f" {device_type.key!r}, which takes {_TAKEN[device_type.version_scheme]}.",
-            field="version",
-        )
+    key_in_scheme(device_type.version_scheme, version, of=f" of {device_type.key!r}")
 
 
 def admit_firmware(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | None) -> tuple[CatalogueChange, ...]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal
 import typer
 
 from ota_hook._versions import version_key
+from ota_hook.admission import check_key
 from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
 from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change, require_type
 from ota_hook.errors import InputError
@@ -18,14 +19,15 @@ from ota_hook.terminal import Column, count_text, local_time, size_text
 
 Document = dict[str, Any]
 
-_NONE: Final = "none"
 _ULID_CHARS: Final = 26
 
 types = typer.Typer(help="Device types: product lines with their versions and settings.", no_args_is_help=True)
 devices = typer.Typer(help="Devices: register, look at, import, export.", no_args_is_help=True)
 rules = typer.Typer(help="Rules: which event of a device type asks for which module.", no_args_is_help=True)
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The device type's key.", show_default=False)]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="The device type's key.", show_default=False, callback=check_key)
+]
 DeviceArgument = Annotated[str, typer.Argument(metavar="ID", help="The device's identifier.", show_default=False)]
 RuleArgument = Annotated[str, typer.Argument(metavar="ID", help="The rule's id.", show_default=False)]
 TypeFilter = Annotated[
@@ -98,7 +100,9 @@ def put_type(
     session: Session,
     *,
     key: KeyArgument,
-    name: Annotated[str | None, typer.Option(help="What people call it [the key].", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the key].", show_default=False)
+    ] = None,
     scheme: Annotated[
         Literal["auto", "semver", "pep440", "debian"] | None,
         typer.Option(help="How its versions are ordered [auto].", show_default=False),
@@ -115,7 +119,7 @@ def put_type(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="What upgrade commands say beside md5: sha256, crc32; repeat it; none takes them away.",
+            help="What upgrade commands say beside md5: sha256, crc32; repeat it; '' takes them away.",
             show_default=False,
         ),
     ] = None,
@@ -139,12 +143,12 @@ def put_type(
         "name": name,
         "version_scheme": scheme,
         "version_attributes": version_attribute or None,
-        "command_extras": ([] if extra == [_NONE] else extra) if extra else None,
+        "command_extras": ([] if extra == [""] else extra) if extra else None,
         "auto_register": auto_register,
     }
     fields = {field: value for field, value in given.items() if value is not None}
-    document, created = put_or_change(session.api, session.path("device-types", key), fields, fields)
-    session.answer(document, f"The device type {key!r} is {'created' if created else 'as you say'}.")
+    document, done = put_or_change(session.api, session.path("device-types", key), fields, fields)
+    session.answer(document, f"The device type {key!r} is {done}.")
 
 
 @types.command("delete")
@@ -202,7 +206,8 @@ _REST: Final = {"other versions": "other", "not reported": "without"}
 
 def _share(count: int, total: int) -> tuple[str, str]:
     """In per cent and as a bar, which something always shows of."""
-    return f"{count / total:.1%}", "█" * max(1, round(_BAR_WIDTH * count / total))
+    share = f"{count / total:.1%}"
+    return "<0.1%" if share == "0.0%" else share, "█" * max(1, round(_BAR_WIDTH * count / total))
 
 
 # ---- devices
@@ -324,14 +329,14 @@ def put_device(
     tags = {"tags": [] if tag == [""] else tag} if tag else {}
     versions = dict(_read_version(text) for text in version or ())
     known = {attribute: text for attribute, text in versions.items() if text is not None}
-    document, created = put_or_change(
+    document, done = put_or_change(
         session.api,
         session.path("devices", identifier),
         {"type": device_type, "versions": known} | tags,
         {"type": device_type, "versions": versions} | tags,
     )
     _note_unreadable(session, device_type, known)
-    session.answer(document, f"The device {identifier!r} is {'registered' if created else 'as you say'}.")
+    session.answer(document, f"The device {identifier!r} is {done}.")
 
 
 def _note_unreadable(session: Session, device_type: str, versions: dict[str, str]) -> None:
@@ -523,10 +528,14 @@ def add_rule(
     session: Session,
     *,
     device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
-    event: Annotated[str, typer.Option(help="The event's name, as devices send it.")] = "otaCheck",
-    version_attribute: Annotated[str, typer.Option(help="The reported property that holds the version.")] = "version",
-    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
-    name: Annotated[str | None, typer.Option(help="What people call it [the event].", show_default=False)] = None,
+    event: Annotated[str, typer.Option(metavar="TEXT", help="The event's name, as devices send it.")] = "otaCheck",
+    version_attribute: Annotated[
+        str, typer.Option(metavar="TEXT", help="The reported property that holds the version.")
+    ] = "version",
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that is asked for.")] = "main",
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the event].", show_default=False)
+    ] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but don't answer by it yet.")] = False,
 ) -> None:
     """Add a rule; one that says the same is no error. A version attribute that is new to the type joins it.

@@ -123,7 +123,7 @@ def _show(session: Session, entry: Document) -> None:
         ("version", entry["version"]),
         ("for", _audience(entry) + (", downgrade allowed" if entry["allow_downgrade"] else "")),
         ("enabled", yes_no(entry["enabled"])),
-        ("file", f"{entry['filename']}, {entry['size']:,} bytes ({size_text(entry['size'])})"),
+        ("file", f"{entry['filename']}, {entry['size']:,} bytes{_in_units(entry['size'])}"),
         ("md5", entry["md5"]),
         ("sha256", entry["sha256"]),
         ("url", entry["url"] or "none: it wants HTTPS, and OTA_HOOK_PUBLIC_URL_HTTPS is not set"),
@@ -131,6 +131,11 @@ def _show(session: Session, entry: Document) -> None:
     ]
     facts += [(outcome, f"{count:,}") for outcome, count in entry.get("counters", {}).items()]
     session.show(entry, facts)
+
+
+def _in_units(size_bytes: int) -> str:
+    text = size_text(size_bytes)
+    return "" if text.endswith(" B") else f" ({text})"
 
 
 # ---- upload
@@ -144,8 +149,10 @@ def upload_firmware(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The package.", show_default=False)],
     device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
     version: Annotated[str, typer.Option(metavar="TEXT", help="Its version.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What people call it [the file's name].", show_default=False)] = None,
-    module: Annotated[str, typer.Option(help="The part of the device that it is for.")] = "main",
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the file's name].", show_default=False)
+    ] = None,
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that it is for.")] = "main",
     device: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Only for this device; repeat it.", show_default=False),
@@ -176,7 +183,8 @@ def upload_firmware(
     With several of them it is for the devices that are named, and besides for the percentage of those that have a tag.
 
     It is digested, written to disk and read back before it exists; a refused upload leaves nothing. Where the
-    connection breaks it is sent again, and it is there once.
+    connection breaks it is sent again, and it is there once. A list as NDJSON or CSV, or of more than ten thousand
+    devices, follows it: until that is taken the firmware is for nobody else.
 
     \b
     Example: ota-hook firmware upload app-1.1.0.bin --type tracker --version 1.1.0 --device DU_7VFGiJjjv8QoS
@@ -226,6 +234,8 @@ def _refuse_format(list_format: str | None, options: str) -> None:
 
 
 def _upload(session: Session, file: Path, fields: Document) -> Document:
+    if file.is_dir():
+        raise InputError(f"{str(file)!r} is a folder.", mend="Name the package in it.")
     if not file.is_file():
         raise InputError(f"There is no file {str(file)!r}.")
     try:
@@ -460,7 +470,7 @@ def check(
     session: Session,
     *,
     identifier: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's identifier.", show_default=False)],
-    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that is asked for.")] = "main",
 ) -> None:
     """Say which firmware a device would get if it asked now, and why not each of the others. Changes nothing.
 

@@ -146,6 +146,7 @@ def test_a_firmware_goes_to_one_device_then_to_all_then_to_none(outside: Operato
     firmware = ULID.search(shown)
     assert firmware is not None
     assert "冬季版本" in shown
+    assert "tracker-1.1.0.bin, 8 bytes\n" in shown
 
     assert outside.ask("check", "t1")["offer"]["firmware_id"] == firmware[0]
     assert outside.ask("check", "t2")["offer"] is None
@@ -196,11 +197,17 @@ def test_put_changes_only_what_is_given(operator: Operator) -> None:
     changed = operator.ask("types", "put", "kept", "--version-attribute", "version", "--version-attribute", "mcu")
     assert (changed["name"], changed["version_scheme"], changed["command_extras"]) == ("Kept", "semver", ["sha256"])
     assert (changed["auto_register"], changed["version_attributes"]) == (True, ["version", "mcu"])
-    changed = operator.ask("types", "put", "kept", "--extra", "none", "--no-auto-register")
+    changed = operator.ask("types", "put", "kept", "--extra", "", "--no-auto-register")
     assert (changed["command_extras"], changed["auto_register"]) == ([], False)
     assert operator.ask("types", "put", "kept")["revision"] == changed["revision"]
 
-    operator.run("devices", "put", "k1", "--type", "kept", "--version", "version=1.0.0", "--version", "mcu=7.0.0")
+    put = ("devices", "put", "k1", "--type", "kept", "--version", "version=1.0.0", "--version", "mcu=7.0.0")
+    assert operator.run(*put).stdout == "The device 'k1' is created.\n"
+    assert operator.run(*put).stdout == "The device 'k1' is as it was.\n"
+    assert operator.run(*put, "--tag", "a").stdout == "The device 'k1' is changed.\n"
+    assert operator.run("types", "put", "kept").stdout == "The device type 'kept' is as it was.\n"
+    assert operator.run("types", "put", "kept", "--name", "Kept").stdout == "The device type 'kept' is as it was.\n"
+    assert operator.run("types", "put", "kept", "--name", "New").stdout == "The device type 'kept' is changed.\n"
     assert operator.ask("devices", "put", "k1", "--type", "kept", "--version", "mcu=")["versions"] == {
         "version": "1.0.0"
     }
@@ -304,8 +311,11 @@ def test_versions_are_counted_in_a_table_with_bars(operator: Operator) -> None:
         ["(not", "reported)", "1", "2.4%", "█"],
     ]
     assert done.stderr == "41 devices of the type 'counted'.\n"
+    more = "".join(f"counted more {n},counted,2.0\n" for n in range(2_000))
+    operator.run("devices", "import", "-", "--format", "csv", stdin=f"identifier,type,versions.version\n{more}")
+    assert operator.run("types", "versions", "counted", "--limit", "2").stdout.splitlines()[2].split()[2] == "<0.1%"
     document = operator.ask("types", "versions", "counted", "--attribute", "version")
-    assert (document["devices"], len(document["versions"])) == (41, 11)
+    assert (document["devices"], len(document["versions"])) == (2_041, 11)
     assert "not a version attribute" in operator.refused("types", "versions", "counted", "--attribute", "gps")
 
 
@@ -463,6 +473,29 @@ def test_what_is_refused_is_quoted_without_the_names_of_fields(operator: Operato
         assert operator.refused("types", "put", key).startswith(f"'{key}' must be 1 to 64 letters")
 
 
+@pytest.mark.parametrize("key", ["", "DU_7/x"])
+@pytest.mark.parametrize("command", ["put", "show", "versions", "delete"])
+def test_a_key_that_no_type_can_have_is_refused_before_it_is_asked_for(
+    operator: Operator, command: str, key: str
+) -> None:
+    assert operator.refused("types", command, key).startswith(f"'{key}' must be 1 to 64 letters, digits")
+
+
+def test_two_versions_are_compared_without_a_service(operator: Operator) -> None:
+    compare = ("versions", "compare")
+    alone = {"OTA_HOOK_ADMIN_LISTEN": "127.0.0.1:1", "OTA_HOOK_DATA_DIR": "nowhere"}
+    for first, word, second in (
+        ("1.0.0-rc1", "older than", "1.0"),
+        ("v1", "equal to", "1.0.0"),
+        ("10", "newer than", "9"),
+    ):
+        said = operator.run(*compare, first, second, environ=alone).stdout
+        assert said == f"{first} is {word} {second} in the scheme auto.\n"
+    semver = operator.ask(*compare, "1.0.0+4", "1.0.0+5", "--scheme", "semver")
+    assert semver == {"scheme": "semver", "a": "1.0.0+4", "b": "1.0.0+5", "order": 0}
+    assert "which takes three numbers" in operator.refused(*compare, "1.0", "1.0.0", "--scheme", "semver")
+
+
 def test_a_new_type_reads_the_attributes_that_are_named(operator: Operator) -> None:
     created = operator.ask("types", "put", "wheel", "--version-attribute", "fw_version")
     assert created["version_attributes"] == ["fw_version"]
@@ -618,6 +651,9 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     assert "end in one of" in operator.refused("firmware", "upload", operator.file("a.txt", b"x"), *upload[3:], "1.0.0")
     assert "empty" in operator.refused("firmware", "upload", operator.file("b.bin", b""), *upload[3:], "1.0.0")
     assert "no file" in operator.refused("firmware", "upload", "c.bin", *upload[3:], "1.0.0")
+    assert "'.' is a folder. Name the package in it." in operator.refused(
+        "firmware", "upload", ".", *upload[3:], "1.0.0"
+    )
     firmware = operator.ask(*upload, "1.0.0", "--disabled", "--source-version", "0.9.0")
     assert (firmware["enabled"], firmware["source_versions"]) == (False, ["0.9.0"])
     assert firmware["id"] in operator.refused("types", "delete", "strict")
@@ -772,6 +808,10 @@ def test_every_command_teaches_by_an_example() -> None:
         for command in instance.registered_commands:
             assert command.callback is not None
             assert re.search(rf"Example: (.*\| )?ota-hook {noun} {command.name}\b", command.callback.__doc__ or "")
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert re.search(rf"Example: ota-hook {name}\b", command.callback.__doc__ or ""), name
 
 
 def test_the_version_is_an_option_too(operator: Operator) -> None:
