@@ -85,6 +85,8 @@ _UPLOAD_BODY: Final = {
                             "items": {"type": "string"},
                             "description": "Repeated. Left out: every device; one empty value: nobody.",
                         },
+                        "tags": {"type": "array", "items": {"type": "string"}, "description": "Repeated."},
+                        "percentage": {"type": "number", "minimum": 0, "maximum": 100},
                         "source_versions": {"type": "array", "items": {"type": "string"}},
                         "use_https": {"type": "boolean", "default": False},
                         "enabled": {"type": "boolean", "default": True},

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from admin_api.bodies import JSON_BODY_MAX_BYTES
+from admin_api.documents import FirmwareFields
 from ota_hook.errors import DependencyError
 from tests.integration.admin_service import TOKEN, Admin, admin_role, checked, problem
 
@@ -441,4 +442,5 @@ async def test_the_schema_describes_every_route(admin: Admin) -> None:
             if method in {"put", "patch", "post"}:
                 assert operation["requestBody"]["content"], (method, path)
     upload = schema["paths"]["/api/v1/firmware"]["post"]["requestBody"]["content"]
-    assert "file" in upload["multipart/form-data"]["schema"]["properties"]
+    fields = upload["multipart/form-data"]["schema"]["properties"]
+    assert fields.keys() == {"file", *FirmwareFields.model_fields}
