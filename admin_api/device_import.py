@@ -46,7 +46,7 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
                 except InputError as exc:
                     done.failed += 1
                     if len(done.errors) < _ERRORS_SHOWN:
-                        done.errors.append(LineError(line=number, detail=exc.detail))
+                        done.errors.append(LineError(line=number, detail=str(exc)))
             if len(batch) >= BATCH:
                 await writing.start(batch)
                 batch = []

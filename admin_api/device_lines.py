@@ -6,8 +6,9 @@ Knows no request and no store.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import orjson
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from admin_api.bodies import CSV
 from admin_api.documents import NewDevice
 from admin_api.faults import describe_fault
-from ota_hook.admission import check_distinct, check_version, find_type
+from ota_hook.admission import check_version, find_type
 from ota_hook.errors import InputError
 from ota_hook.model import TAGS_MAX, DeviceState, is_direct_identifier, is_tag
 from ota_hook.ports import DeviceEntry, SnapshotSource
@@ -63,18 +64,21 @@ class DeviceLines:
             reason = f"{unknown[0][:64]!r} is no column." if unknown else "`identifier` and `type` must be among them."
             raise InputError(
                 f"The first line must name the columns: identifier, type, tags, versions.NAME. {reason}",
-                mend="Separate them by commas.",
+                mend=mend_of_column(unknown[0], self._known_columns()) if unknown else "",
             )
-        check_distinct(columns)
+        for name in columns:
+            if columns.count(name) > 1:
+                raise InputError(f"The first line names the column {name[:64]!r} twice.")
         self._columns = columns
         self.needs_header = False
 
+    def _known_columns(self) -> list[str]:
+        kept: set[str] = set().union(*self._catalogue.current.kept_by_type.values())
+        return [*_FIXED_COLUMNS, *(_VERSION_COLUMN + attribute for attribute in sorted(kept))]
+
     def read(self, line: bytes) -> DeviceEntry:
         """The device of a line. InputError says what is wrong with it."""
-        try:
-            document = orjson.loads(line) if self._columns is None else _read_cells(self._columns, line)
-        except orjson.JSONDecodeError as exc:
-            raise InputError("The line is not JSON.") from exc
+        document = read_json(line) if self._columns is None else _read_cells(self._columns, line)
         return self._read_plain(document) or self._read_closely(document)
 
     def _read_plain(self, document: Any) -> DeviceEntry | None:  # noqa: ANN401 - any JSON
@@ -141,21 +145,52 @@ def _is_version_column(name: str) -> bool:
     return name.startswith(_VERSION_COLUMN) and name != _VERSION_COLUMN
 
 
+def mend_of_column(name: str, known: Collection[str]) -> str:
+    """What to do about a column that is none of the known ones; empty where nothing comes to mind."""
+    if ";" in name or "\t" in name:
+        return "Separate them by commas."
+    if _VERSION_COLUMN + name in known:
+        return f"Did you mean `{_VERSION_COLUMN}{name}`?"
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"Did you mean `{near[0]}`?" if near else ""
+
+
+def read_json(line: bytes) -> Any:  # noqa: ANN401 - any JSON
+    """The value of a line of NDJSON."""
+    try:
+        return orjson.loads(line.removeprefix(_BOM))
+    except orjson.JSONDecodeError as exc:
+        _text_of(line)
+        raise InputError("The line is not JSON.") from exc
+
+
 def read_row(line: bytes) -> list[str]:
     """The cells of a line of CSV. A quoted cell ends on its line: no value of ours holds a line break."""
     try:
-        return next(csv.reader([line.removeprefix(_BOM).decode().rstrip("\r\n")], strict=True), [])
-    except UnicodeDecodeError as exc:
-        raise InputError("The line is not UTF-8.") from exc
+        return next(csv.reader([_text_of(line).rstrip("\r\n")], strict=True), [])
     except csv.Error as exc:
-        raise InputError(f"The line is not CSV: {exc}.") from exc
+        reason = "a quoted value is not closed, and none spans lines" if "end of data" in str(exc) else exc
+        raise InputError(f"The line is not CSV: {reason}.") from exc
+
+
+def _text_of(line: bytes) -> str:
+    try:
+        return line.removeprefix(_BOM).decode()
+    except UnicodeDecodeError as exc:
+        raise InputError("The line is not UTF-8.", mend="Save the file as UTF-8 (in Excel: CSV UTF-8).") from exc
+
+
+def check_width(cells: Collection[str], columns: int) -> None:
+    """Refuse a row that is longer or shorter than its header."""
+    if len(cells) != columns:
+        values = "1 value" if len(cells) == 1 else f"{len(cells)} values"
+        raise InputError(f"The line has {values}, and the header names {columns}.")
 
 
 def _read_cells(columns: list[str], line: bytes) -> dict[str, Any]:
     """A line of CSV as the object that NDJSON would have. What has no column is not said."""
     cells = read_row(line)
-    if len(cells) != len(columns):
-        raise InputError(f"The line has {len(cells)} values, and the header names {len(columns)}.")
+    check_width(cells, len(columns))
     document: dict[str, Any] = {}
     for column, cell in zip(columns, cells, strict=True):
         if column == "tags":

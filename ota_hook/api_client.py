@@ -382,14 +382,15 @@ def _field_of(problem: Document) -> str | None:
 
 
 def _detail_of(problem: Document) -> str:
-    """The problem's sentence, with the field where that is not in it, and the faults that it leaves out."""
-    detail, field = str(problem.get("detail", "")), _field_of(problem)
-    if field and field not in detail and field.replace("_", " ") not in detail.lower():
-        detail = f"{field}: {detail}"
-    more = [_fault_text(fault) for fault in _faults_of(problem)[1:_FAULTS_TOLD]]
-    return " ".join(filter(None, [detail, *more]))
+    """The problem's sentence and those of the faults that it leaves out."""
+    faults = _faults_of(problem)
+    first = {"field": _field_of(problem), "detail": problem.get("detail")}
+    return " ".join(filter(None, map(_fault_text, [first, *faults[1:_FAULTS_TOLD]])))
 
 
 def _fault_text(fault: Document) -> str:
-    field, detail = str(fault.get("field", "")), str(fault.get("detail", ""))
-    return detail if field in detail else ": ".join(filter(None, (field, detail)))
+    """What is wrong, with the value as it was given, else with the field: fields are the API's words, not people's."""
+    field, detail = str(fault.get("field") or ""), str(fault.get("detail") or "")
+    detail = detail.removeprefix(f"`{field}`: ") if f"`{field}`: '" in detail else detail
+    named = "'" in detail or field in detail or field.replace("_", " ") in detail.lower()
+    return detail if named else f"{field}: {detail}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -40,6 +41,7 @@ from ota_hook.admission import (
     find_type,
     remove_firmware,
 )
+from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
 from ota_hook.model import CatalogueChange, Firmware
 from ota_hook.packages.inspect import file_stem
@@ -56,6 +58,9 @@ router = APIRouter(prefix="/firmware", tags=["firmware"], route_class=JsonRoute)
 streams = APIRouter(prefix="/firmware", tags=["firmware"], dependencies=[Depends(_refuse_query)])
 
 _BATCH: Final = 1000
+_TYPES_COMPARED: Final = 100
+"""So many devices of an upload are read to see whether they are of its type."""
+_DEVICES_NAMED: Final = 3
 _NULLABLE: Final = ("devices", "tags", "percentage")
 """Null is a value of these: not set."""
 _EVERYONE: Final = "This firmware has no device list: it is for every device of its type."
@@ -80,6 +85,8 @@ _UPLOAD_BODY: Final = {
                             "items": {"type": "string"},
                             "description": "Repeated. Left out: every device; one empty value: nobody.",
                         },
+                        "tags": {"type": "array", "items": {"type": "string"}, "description": "Repeated."},
+                        "percentage": {"type": "number", "minimum": 0, "maximum": 100},
                         "source_versions": {"type": "array", "items": {"type": "string"}},
                         "use_https": {"type": "boolean", "default": False},
                         "enabled": {"type": "boolean", "default": True},
@@ -165,8 +172,10 @@ async def upload_firmware(context: Context, request: Request) -> Response:
         nonlocal created
         firmware = await _create(context, firmware_id, upload, earlier_ids)
         created = firmware.id == firmware_id
+        shown = await _views(request).show(firmware, context.catalogue.current)
+        shown.notice = await _notice_of(context, firmware, sorted(set(upload.fields.devices or ()))) or None
         response = answer(
-            await _views(request).show(firmware, context.catalogue.current),
+            shown,
             status=HTTPStatus.CREATED,
             etag=revision_etag(firmware.revision),
             location=f"/api/v1/firmware/{firmware.id}",
@@ -222,6 +231,25 @@ async def _create(
 
     written = await commit(context.catalogue, decide)
     return earlier or _written_firmware(written)
+
+
+async def _notice_of(context: AdminContext, firmware: Firmware, devices: Sequence[str]) -> str:
+    """What keeps a firmware from devices that it is meant for, `devices` among them; empty where nothing does."""
+    notices = []
+    if rule_for(context.catalogue.current, firmware.device_type, firmware.module) is None:
+        notices.append(
+            f"No enabled rule of the device type {firmware.device_type!r} asks for the module {firmware.module!r}, so"
+            " no device gets it: add one (`ota-hook rules add`)."
+        )
+    unknown = await context.devices.count_unknown(devices)
+    if unknown:
+        notices.append(f"Not registered: {unknown:,} of the {len(devices):,} listed.")
+    known = await asyncio.gather(*map(context.devices.load_device, devices[:_TYPES_COMPARED]))
+    strange = [device.identifier for device in known if device and device.device_type != firmware.device_type]
+    if strange:
+        named = ", ".join(map(repr, strange[:_DEVICES_NAMED])) + (", …" if len(strange) > _DEVICES_NAMED else "")
+        notices.append(f"Of another device type, and so never offered it: {named}.")
+    return " ".join(notices)
 
 
 # ---- one firmware

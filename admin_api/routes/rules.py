@@ -24,7 +24,7 @@ from ota_hook.snapshot import Snapshot
 router = APIRouter(prefix="/rules", tags=["rules"], route_class=JsonRoute)
 
 _NOTICE: Final = (
-    "The version attribute is new to the device type: devices must report once more before it is known of them."
+    "The version attribute {!r} is new to the device type: devices must report once more before it is known of them."
 )
 
 
@@ -49,7 +49,7 @@ def _answer_written(written: Sequence[CatalogueChange]) -> Response:
     widened = any(isinstance(change.document, DeviceType) for change in written)
     created = rule.revision == 1
     return answer(
-        RuleOut.of(rule, notice=_NOTICE if widened else None),
+        RuleOut.of(rule, notice=_NOTICE.format(rule.version_attribute) if widened else None),
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
         etag=revision_etag(rule.revision),
         location=f"/api/v1/rules/{rule.id}" if created else None,

@@ -314,7 +314,7 @@ async def test_a_rule_that_names_a_new_attribute_widens_its_type_and_says_so(adm
     await admin.create_type()
     body = {"device_type": "DU", "event": "mcuCheck", "version_attribute": "mcu_version", "module": "mcu"}
     document = checked(await admin.api.post("/rules", json=body), 201)
-    assert "report once more" in document["notice"]
+    assert "'mcu_version' is new to the device type: devices must report once more" in document["notice"]
     device_type = checked(await admin.api.get("/device-types/DU"), 200)
     assert device_type["version_attributes"] == ["version", "mcu_version"]
     assert device_type["revision"] == 2

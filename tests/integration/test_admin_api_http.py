@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from admin_api.bodies import JSON_BODY_MAX_BYTES
+from admin_api.documents import FirmwareFields
 from ota_hook.errors import DependencyError
 from tests.integration.admin_service import TOKEN, Admin, admin_role, checked, problem
 
@@ -241,6 +242,28 @@ async def test_what_is_wrong_with_a_query_is_said_in_plain_words(admin: Admin, q
     assert problem(await admin.api.get(f"/rules?{query}"), 422)["detail"] == detail
 
 
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("/devices?device_type=DU", "type"),
+        ("/devices-export?device_type=DU", "type"),
+        ("/rules?type=DU", "device_type"),
+        ("/firmware?type=DU", "device_type"),
+        ("/firmware?versions=1", "version"),
+    ],
+)
+async def test_a_parameter_that_is_nearly_right_names_the_right_one(admin: Admin, path: str, near: str) -> None:
+    assert problem(await admin.api.get(path), 422)["detail"].endswith(
+        f"there is no such parameter. Did you mean `{near}`?"
+    )
+
+
+async def test_a_bad_cursor_is_told_alike_by_every_list(admin: Admin) -> None:
+    for path in LISTS:
+        document = problem(await admin.api.get(f"{path}?cursor=%21%21"), 422)
+        assert (document["detail"], document["mend"]) == ("The cursor is not one of this list.", "Start without one.")
+
+
 async def test_a_failure_of_redis_is_a_503_that_may_be_tried_again(admin_redis: str, tmp_path: Path) -> None:
     class Gone:
         async def load_stored(self, identifier: str) -> None:
@@ -336,6 +359,7 @@ async def test_an_upload_whose_answer_was_not_kept_is_not_done_twice(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await admin.create_type()
+    await admin.create_device("DU_1")
     store = admin.context.idempotency
     finish = store.finish
 
@@ -418,4 +442,5 @@ async def test_the_schema_describes_every_route(admin: Admin) -> None:
             if method in {"put", "patch", "post"}:
                 assert operation["requestBody"]["content"], (method, path)
     upload = schema["paths"]["/api/v1/firmware"]["post"]["requestBody"]["content"]
-    assert "file" in upload["multipart/form-data"]["schema"]["properties"]
+    fields = upload["multipart/form-data"]["schema"]["properties"]
+    assert fields.keys() == {"file", *FirmwareFields.model_fields}
