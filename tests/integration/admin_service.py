@@ -28,6 +28,7 @@ from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.format import open_layout
 from ota_hook.state.idempotency import RedisIdempotency
+from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from tests.integration.hot_state import HotState, hot_state
 
@@ -47,11 +48,20 @@ class Admin:
     packages: Path
     redis: Redis
     hook: HotState
+    keys: Keys
     not_ready: list[str] = field(default_factory=list)
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
+
+    @asynccontextmanager
+    async def restarted(self) -> AsyncIterator[RedisCatalogue]:
+        """The catalogue as a process has it that starts now."""
+        catalogue = RedisCatalogue(self.redis, self.keys)
+        await catalogue.start()
+        yield catalogue
+        await catalogue.close()
 
     def files(self) -> set[str]:
         """What lies in the package store, whole or not."""
@@ -167,7 +177,7 @@ async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncItera
                 httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, **_CLIENT) as api,
                 httpx.AsyncClient(base_url=url, **_CLIENT) as client,
             ):
-                yield Admin(url, api, client, context, folder / "packages", redis, hook, not_ready)
+                yield Admin(url, api, client, context, folder / "packages", redis, hook, keys, not_ready)
     await catalogue.close()
     packages.close()
     await redis.aclose()
