@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -38,7 +39,6 @@ TYPE = DeviceType(
 )
 RULE = Rule(id="01JRULE", name="default", device_type="tracker")
 PACKAGE = Package(filename="固件.bin", size_bytes=3, md5="a" * 32, sha256="b" * 64, crc32="c" * 8)
-JSON_PACKAGE = b'"package":{"filename":"f","size_bytes":1,"md5":"","sha256":"","crc32":""}'
 FIRMWARE = Firmware(
     id="01JFIRMWARE", name="fw", device_type="tracker", version="2.0", package=PACKAGE, source_versions=("1.0", "1.1")
 )
@@ -187,19 +187,24 @@ async def test_a_document_that_can_not_be_used_is_refused_before_it_is_written(
         b"{",
         b"[]",
         b'{"id": "01JFIRMWARE"}',
-        b'{"id":"01JOTHER","name":"n","device_type":"tracker","version":"1",%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"no",%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":-1,%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":10001,%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","percentage_seed":-1,%b}' % JSON_PACKAGE,
+        {"id": "01JOTHER"},
+        {"version": "no"},
+        {"basis_points": -1},
+        {"basis_points": 10_001},
+        {"percentage_seed": -1},
+        {"percentage_seed": 2**64},
+        {"groups": ["of a newer release"]},
+        {"device_list": "01JNOLIST"},
         b"\xff",
     ],
 )
 async def test_a_broken_document_is_refused_and_the_last_good_one_stays_in_force(
-    start: Start, redis: Redis, keys: Keys, broken: bytes
+    start: Start, redis: Redis, keys: Keys, broken: bytes | dict[str, object]
 ) -> None:
     catalogue = await start()
     await catalogue.change(writing(TYPE, FIRMWARE))
+    if isinstance(broken, dict):
+        broken = json.dumps(json.loads(encode(FIRMWARE)) | broken).encode()
     await write_behind_its_back(redis, keys, DocumentKind.FIRMWARE, FIRMWARE.id, broken)
     await eventually(lambda: catalogue.current.revision == 2, what="the news")
     assert [(refused.kind, refused.key) for refused in catalogue.refused] == [(DocumentKind.FIRMWARE, FIRMWARE.id)]
