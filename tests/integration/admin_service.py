@@ -49,19 +49,12 @@ class Admin:
     redis: Redis
     hook: HotState
     keys: Keys
+    redis_url: str
     not_ready: list[str] = field(default_factory=list)
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
-
-    @asynccontextmanager
-    async def restarted(self) -> AsyncIterator[RedisCatalogue]:
-        """The catalogue as a process has it that starts now."""
-        catalogue = RedisCatalogue(self.redis, self.keys)
-        await catalogue.start()
-        yield catalogue
-        await catalogue.close()
 
     def files(self) -> set[str]:
         """What lies in the package store, whole or not."""
@@ -141,11 +134,13 @@ def _answers(path: Path) -> bool:
 
 
 @asynccontextmanager
-async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncIterator[Admin]:
-    """An admin role over a deployment of its own in that Redis; `changes` go into its context."""
+async def admin_role(
+    redis_url: str, folder: Path, *, prefix: str | None = None, **changes: Any
+) -> AsyncIterator[Admin]:
+    """An admin role in that Redis, over its own deployment or that of `prefix`; `changes` go into its context."""
     redis = connect_redis(redis_url)
     assert isinstance(redis, Redis)
-    keys = await open_layout(redis, prefix=f"t{ULID()}")
+    keys = await open_layout(redis, prefix=prefix or f"t{ULID()}")
     writer = DurableWriter(redis)
     catalogue = RedisCatalogue(redis, keys, writer=writer)
     await catalogue.start()
@@ -177,7 +172,7 @@ async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncItera
                 httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, **_CLIENT) as api,
                 httpx.AsyncClient(base_url=url, **_CLIENT) as client,
             ):
-                yield Admin(url, api, client, context, folder / "packages", redis, hook, keys, not_ready)
+                yield Admin(url, api, client, context, folder / "packages", redis, hook, keys, redis_url, not_ready)
     await catalogue.close()
     packages.close()
     await redis.aclose()
