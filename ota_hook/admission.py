@@ -142,7 +142,9 @@ def refuse_unusable(snapshot: Snapshot, kind: DocumentKind, key: str) -> None:
         return
     mend = "PUT it anew."
     if kind is DocumentKind.FIRMWARE:
-        mend = "PUT its device list anew, or delete it." if refused.firmware else "Delete it."
+        mend = "Mend that (a device list: PUT it anew), or delete it."
+        if refused.firmware is None:
+            mend = "Start the release that wrote it, or delete it."
     raise ConflictError(f"The {kind.replace('_', ' ')} {_shown(key)} can't be used: {refused.reason}.", mend=mend)
 
 
@@ -214,7 +216,7 @@ def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tupl
     if key not in snapshot.types:
         refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, key)
         raise NotFound(f"There is no device type {_shown(key)}.")
-    living = snapshot.living_firmware(key)
+    living = snapshot.living_firmware(key) + _refused_firmware_of(snapshot, key)
     uses = []
     if living:
         uses.append(f"{len(living)} firmware ({_first_few([f.name + ' ' + f.id for f in living])})")
@@ -305,6 +307,12 @@ def find_mendable_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
     """`find_firmware`, or one that can't be used as it is but can be read."""
     refused = _refused_firmware(snapshot, firmware_id)
     return find_firmware(snapshot, firmware_id) if refused is None else refused
+
+
+def _refused_firmware_of(snapshot: Snapshot, device_type: str) -> list[Firmware]:
+    """What can be read of the firmware of a type that can't be used: a type made anew might bring it into force."""
+    known = (_refused_firmware(snapshot, key) for _, key in snapshot.refused)
+    return [firmware for firmware in known if firmware is not None and firmware.device_type == device_type]
 
 
 def _refused_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware | None:

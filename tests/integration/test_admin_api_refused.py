@@ -72,7 +72,7 @@ async def test_a_refused_firmware_can_be_deleted(admin: Admin) -> None:
     await lose_digests(admin)
     await admin.redis.hset(admin.keys.documents(DocumentKind.FIRMWARE), unreadable["id"], "{")
     async with a_new_process(admin) as fresh:
-        assert "Delete it." in problem(await fresh.api.get(f"/firmware/{unreadable['id']}"), 409)["mend"]
+        assert "delete it." in problem(await fresh.api.get(f"/firmware/{unreadable['id']}"), 409)["mend"]
         assert (
             await fresh.api.delete(f"/firmware/{unreadable['id']}", headers={"If-Match": '"1-1"'})
         ).status_code == 412
