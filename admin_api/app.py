@@ -17,14 +17,15 @@ from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
 from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
-from admin_api.routes import check, device_types, devices, firmware, health, rules
+from admin_api.routes import check, device_types, devices, firmware, health, refused, rules
 
 __all__ = ["AdminContext", "create_app"]
 
 _DESCRIPTION: Final = """Device types, devices, firmware and rules of an ota-hook deployment.
 
 Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
-are problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a
+are problem JSON (RFC 9457). Single resources have an ETag, to be
+compared as it is and taken apart by nobody; `If-Match` and `If-None-Match` are honoured. PATCH is a
 JSON merge patch; null is refused where it is no value of the field. POST takes an `Idempotency-Key`, kept for 24 hours;
 streams of lines may be sent again as they are."""
 
@@ -51,6 +52,7 @@ def create_app(context: AdminContext) -> FastAPI:
         devices.router,
         firmware.streams,
         firmware.router,
+        refused.router,
         check.router,
     ):
         api.include_router(router)

@@ -15,7 +15,7 @@ from admin_api.context import AdminContext
 from admin_api.device_lines import DeviceLines
 from admin_api.documents import ImportOut, LineError
 from admin_api.one_behind import OneBehind
-from ota_hook.errors import InputError
+from ota_hook.errors import ConflictError, InputError
 from ota_hook.ports import DeviceEntry, DeviceImport, DeviceStore
 
 BATCH: Final = 500
@@ -30,6 +30,7 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
     done = ImportOut(created=0, replaced=0, failed=0, dry_run=dry_run, errors=[])
 
     async def write(batch: Sequence[DeviceEntry]) -> None:
+        _require_types(context, batch)
         created, replaced = await target.write(batch)
         done.created += created
         done.replaced += replaced
@@ -56,6 +57,15 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
         raise InputError("The CSV has no line that names its columns.")
     await target.confirm()
     return done
+
+
+def _require_types(context: AdminContext, batch: Sequence[DeviceEntry]) -> None:
+    """The lines were judged when they came; a slow client's may be written long after."""
+    known = context.catalogue.current.types
+    if gone := next((device.device_type for device in batch if device.device_type not in known), None):
+        raise ConflictError(
+            f"The device type {gone!r} was deleted during the import.", mend="Create it, or leave it out."
+        )
 
 
 class _DryRun:

@@ -40,6 +40,7 @@ from ota_hook.model import (
     SettledOffer,
     VersionScheme,
 )
+from ota_hook.snapshot import RefusedDocument
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -498,6 +499,21 @@ class DeviceListOut(BaseModel):
 
     count: int
     unknown: int
+
+
+# ---- what can't be used
+
+
+class RefusedDocumentOut(BaseModel):
+    """A document that is stored and can't be used: its kind (`device_type`, `rule`, `firmware`), key, and why."""
+
+    kind: str
+    key: str
+    reason: str
+
+    @classmethod
+    def of(cls, document: RefusedDocument) -> Self:
+        return cls(kind=document.kind.value, key=document.shown_key, reason=document.reason)
 
 
 # ---- check

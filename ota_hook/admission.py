@@ -159,29 +159,53 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 64 else repr(text[:61]) + "…"
 
 
+# ---- what can't be used
+
+
+def refuse_unusable(snapshot: Snapshot, kind: DocumentKind, key: str) -> None:
+    """ConflictError where such a document is stored but can't be used."""
+    refused = snapshot.refused.get((kind, key))
+    if refused is None:
+        return
+    mend = "PUT it anew."
+    if kind is DocumentKind.FIRMWARE:
+        mend = "Mend that (a device list: PUT it anew), or delete it."
+        if refused.firmware is None:
+            mend = "Start the release that wrote it, or delete it."
+    raise ConflictError(f"The {kind.replace('_', ' ')} {_shown(key)} can't be used: {refused.reason}.", mend=mend)
+
+
 # ---- device types
 
 
 def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> DeviceType:
-    """The device type that a document refers to. InputError (422) where it does not exist."""
+    """The device type that a document refers to. InputError (422) where it does not exist or can't be used."""
     device_type = snapshot.types.get(key)
     if device_type is None:
+        if refused := snapshot.refused.get((DocumentKind.DEVICE_TYPE, key)):
+            raise InputError(f"The device type {_shown(key)} can't be used: {refused.reason}.", field=field)
         raise InputError(f"There is no device type {_shown(key)}.", mend="Create it first.", field=field)
     return device_type
 
 
 def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str) -> tuple[CatalogueChange, ...]:
-    """Create or replace a device type; a new one comes with its default rule, which reads its first attribute."""
+    """Create or replace a device type; a new one comes with its default rule, which reads its first attribute.
+
+    One that is created over a document that can't be used has its rules still: their attributes join it.
+    """
     old = snapshot.types.get(proposed.key)
     if old is None:
-        rule = Rule(
+        rules = [rule for rule in snapshot.rules.values() if rule.device_type == proposed.key]
+        default = Rule(
             id=default_rule_id,
             name=DEFAULT_EVENT,
             device_type=proposed.key,
             version_attribute=proposed.version_attributes[0],
             created_at_ms=proposed.created_at_ms,
         )
-        return (_write(proposed), _write(rule))
+        for rule in rules:
+            proposed = _with_attribute(proposed, rule.version_attribute)
+        return (_write(proposed),) if rules else (_write(proposed), _write(default))
     for rule in snapshot.rules.values():
         if rule.device_type == old.key and rule.version_attribute not in proposed.version_attributes:
             raise ConflictError(
@@ -219,8 +243,9 @@ def _refuse_clashes_under(snapshot: Snapshot, proposed: DeviceType) -> None:
 def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tuple[CatalogueChange, ...]:
     """Delete a device type and its rules. `devices` are some devices of that type; empty where there are none."""
     if key not in snapshot.types:
+        refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, key)
         raise NotFound(f"There is no device type {_shown(key)}.")
-    living = snapshot.living_firmware(key)
+    living = snapshot.living_firmware(key) + _refused_firmware_of(snapshot, key)
     uses = []
     if living:
         uses.append(f"{len(living)} firmware ({_first_few([f.name + ' ' + f.id for f in living])})")
@@ -235,6 +260,14 @@ def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tupl
         *(CatalogueChange(DocumentKind.RULE, rule.id, None) for rule in rules),
         CatalogueChange(DocumentKind.DEVICE_TYPE, key, None),
     )
+
+
+def restore_type(snapshot: Snapshot, device_type: DeviceType, rules: Sequence[Rule]) -> tuple[CatalogueChange, ...]:
+    """Put a device type and its rules back after their deletion, unless one was made anew under its key."""
+    if device_type.key in snapshot.types:
+        return ()
+    back = replace(device_type, revision=device_type.revision + 1)
+    return (_write(back), *(_write(rule) for rule in rules if rule.id not in snapshot.rules))
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -289,13 +322,32 @@ def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...
 
 
 def find_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
-    """The firmware; NotFound where it never was, or is deleted (gone)."""
+    """The firmware; NotFound where it never was, or is deleted (gone), ConflictError where it can't be used."""
     firmware = snapshot.firmware.get(firmware_id)
     if firmware is None:
+        refuse_unusable(snapshot, DocumentKind.FIRMWARE, firmware_id)
         raise NotFound(f"There is no firmware {_shown(firmware_id)}.")
     if firmware.deleted_at_ms is not None:
         raise NotFound(f"The firmware {firmware.name!r} ({firmware.id}) was deleted.", gone=True)
     return firmware
+
+
+def find_mendable_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
+    """`find_firmware`, or one that can't be used as it is but can be read."""
+    refused = _refused_firmware(snapshot, firmware_id)
+    return find_firmware(snapshot, firmware_id) if refused is None else refused
+
+
+def _refused_firmware_of(snapshot: Snapshot, device_type: str) -> list[Firmware]:
+    """What can be read of the firmware of a type that can't be used: a type made anew might bring it into force."""
+    known = (_refused_firmware(snapshot, key) for _, key in snapshot.refused)
+    return [firmware for firmware in known if firmware is not None and firmware.device_type == device_type]
+
+
+def _refused_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware | None:
+    """What a firmware says that can't be used, and that no good document came before."""
+    refused = snapshot.refused.get((DocumentKind.FIRMWARE, firmware_id))
+    return None if refused is None or firmware_id in snapshot.firmware else refused.firmware
 
 
 def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: str) -> None:
@@ -321,6 +373,8 @@ def admit_firmware(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | 
     if old is None or _who_gets(old) != _who_gets(proposed):
         _refuse_duplicate(snapshot, proposed)
         _refuse_loop(snapshot, proposed, devices)
+    if old is None:
+        old = _refused_firmware(snapshot, proposed.id)
     if old is not None:
         proposed = replace(proposed, revision=old.revision + 1)
     return (_write(proposed),)
@@ -338,8 +392,11 @@ def _who_gets(firmware: Firmware) -> tuple[object, ...]:
 
 
 def remove_firmware(snapshot: Snapshot, firmware_id: str, *, now_ms: int) -> tuple[CatalogueChange, ...]:
-    """Leave a tombstone: history stays, no check finds it any more."""
-    firmware = find_firmware(snapshot, firmware_id)
+    """Leave a tombstone: history stays, no check finds it any more. What can't be read is removed without one."""
+    refused = snapshot.refused.get((DocumentKind.FIRMWARE, firmware_id))
+    if refused and not refused.firmware and firmware_id not in snapshot.firmware:
+        return (CatalogueChange(DocumentKind.FIRMWARE, check_ulid(firmware_id), None),)
+    firmware = find_mendable_firmware(snapshot, firmware_id)
     return (_write(replace(firmware, deleted_at_ms=now_ms, revision=firmware.revision + 1)),)
 
 

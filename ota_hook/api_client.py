@@ -92,6 +92,11 @@ class ApiClient:
         """One document. Queries that are None are left out."""
         return _read_document(self._ask("GET", path, params=_given(query)))
 
+    def get_tagged(self, path: str) -> tuple[Document, str]:
+        """One document and its entity tag, for `patch`."""
+        response = self._ask("GET", path)
+        return _read_document(response), response.headers.get("ETag", "")
+
     def each(self, path: str, **query: object) -> Iterator[Document]:
         """Every entry of a list, page by page as it is read."""
         cursor: str | None = None
@@ -119,14 +124,14 @@ class ApiClient:
         response = self._ask("POST", path, content=_encode(document), headers=headers)
         return _read_document(response), response.status_code == HTTPStatus.CREATED
 
-    def patch(self, path: str, changes: Mapping[str, object], *, revision: int | None = None) -> Document:
+    def patch(self, path: str, changes: Mapping[str, object], *, etag: str | None = None) -> Document:
         """Change the named fields; None only where null is a value of the field (`devices`: every device).
 
-        With `revision`, only where the document still has it: else ConflictError.
+        With `etag`, only where the document still has it: else ConflictError.
         """
         headers = {"Content-Type": _MERGE_PATCH}
-        if revision is not None:
-            headers["If-Match"] = f'"{revision}"'
+        if etag is not None:
+            headers["If-Match"] = etag
         return _read_document(self._ask("PATCH", path, content=_encode(changes), headers=headers))
 
     def delete(self, path: str) -> None:

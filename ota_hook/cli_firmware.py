@@ -351,14 +351,14 @@ def select_devices(
     if not patch:
         raise InputError("Nothing is selected.", mend="Give --tag, --percentage, --no-tags or --no-percentage.")
     path = session.path("firmware", firmware_id)
-    before = session.api.get(path)
+    before, etag = session.api.get_tagged(path)
     if all((before | patch)[selector] is None for selector in _SELECTORS):
         raise InputError(
             "Without tags, percentage and list it would be for every device of its type.",
             mend=f"If that is meant: ota-hook firmware release {firmware_id}",
         )
     # Two that take away one selector each, at the same time, must not release it between them.
-    entry = session.api.patch(path, patch, revision=before["revision"])
+    entry = session.api.patch(path, patch, etag=etag)
     session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
 
 

@@ -232,7 +232,10 @@ class Catalogue(Protocol):
         ...
 
     def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
-        """The identifiers of a list in pieces, each once, in the order in which they were given; none if it is gone."""
+        """The identifiers of a list in pieces, each once, in the order in which they were given.
+
+        Of a list in `current` they are as many as its members: else it ends with ConflictError.
+        """
         ...
 
 

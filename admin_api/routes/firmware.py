@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from admin_api.answers import answer, commit, documented, patch_body, problems
 from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted, read_lines, require_lines
-from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.conditions import Conditions, Preconditions, current_etag, document_etag
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
     DeviceListOut,
@@ -38,12 +38,13 @@ from ota_hook.admission import (
     admit_firmware,
     check_firmware_version,
     find_firmware,
+    find_mendable_firmware,
     find_type,
     remove_firmware,
 )
 from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
-from ota_hook.model import CatalogueChange, Firmware
+from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.packages.inspect import file_stem
 from ota_hook.snapshot import Snapshot
 
@@ -177,7 +178,7 @@ async def upload_firmware(context: Context, request: Request) -> Response:
         response = answer(
             shown,
             status=HTTPStatus.CREATED,
-            etag=revision_etag(firmware.revision),
+            etag=document_etag(firmware),
             location=f"/api/v1/firmware/{firmware.id}",
         )
         if not created:
@@ -286,7 +287,7 @@ async def read_firmware(context: Context, request: Request, firmware_id: str) ->
     shown = await _views(request).show(firmware, snapshot)
     detail = FirmwareDetail(**shown.model_dump(), counters=counters.get(firmware.id, {}))
     # The tag is for If-Match. It does not follow the counters, so that no reader is told that nothing changed.
-    return answer(detail, etag=revision_etag(firmware.revision))
+    return answer(detail, etag=document_etag(firmware))
 
 
 @router.patch(
@@ -303,7 +304,7 @@ async def patch_firmware(
     conditions: Conditions,
 ) -> Response:
     current = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(current.revision))
+    conditions.require(document_etag(current))
     fields = _patched(current, patch)
     if "use_https" in patch:
         _require_https_base(context, fields.use_https)
@@ -311,7 +312,7 @@ async def patch_firmware(
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = find_firmware(snapshot, firmware_id)
-        conditions.require(revision_etag(old.revision))
+        conditions.require(document_etag(old))
         proposed = _with_settings(old, _patched(old, patch))
         if "devices" not in patch:
             return admit_firmware(snapshot, proposed, None)
@@ -319,7 +320,7 @@ async def patch_firmware(
 
     firmware = _written_firmware(await commit(context.catalogue, decide))
     shown = await _views(request).show(firmware, context.catalogue.current)
-    return answer(shown, etag=revision_etag(firmware.revision))
+    return answer(shown, etag=document_etag(firmware))
 
 
 def _patched(firmware: Firmware, patch: dict[str, Any]) -> FirmwareSettings:
@@ -351,13 +352,12 @@ def _default_name(filename: str) -> str:
 )
 async def delete_firmware(context: Context, firmware_id: str, conditions: Conditions) -> Response:
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        try:
-            firmware = find_firmware(snapshot, firmware_id)
-        except NotFound as exc:
-            if exc.gone:
-                return ()
-            raise
-        conditions.require(revision_etag(firmware.revision))
+        firmware = snapshot.firmware.get(firmware_id)
+        if firmware is not None and firmware.deleted_at_ms is not None:
+            return ()
+        etag = current_etag(snapshot, DocumentKind.FIRMWARE, firmware_id, firmware)
+        if etag is not None:
+            conditions.require(etag)
         return remove_firmware(snapshot, firmware_id, now_ms=context.now_ms())
 
     await commit(context.catalogue, decide)
@@ -382,12 +382,15 @@ async def export_device_list(context: Context, request: Request, firmware_id: st
     if firmware.device_list is None:
         raise NotFound(_EVERYONE if not firmware.has_selector else "This firmware has no device list.")
     shown = f"{CSV}; charset=utf-8" if media_type == CSV else NDJSON
-    return StreamingResponse(_list_lines(context, firmware.device_list, media_type), media_type=shown)
+    stored = context.catalogue.read_device_list(firmware.device_list)
+    # A list that is gone is refused while there is a status to say so; one that breaks off ends without its last chunk.
+    first: list[str] = await anext(stored, [])
+    return StreamingResponse(_list_lines(first, stored, media_type), media_type=shown)
 
 
-async def _list_lines(context: AdminContext, name: str, media_type: str) -> AsyncIterator[bytes]:
-    yield list_header(media_type)
-    async with aclosing(context.catalogue.read_device_list(name)) as pieces:
+async def _list_lines(first: list[str], rest: AsyncGenerator[list[str]], media_type: str) -> AsyncIterator[bytes]:
+    yield list_header(media_type) + write_list(first, media_type)
+    async with aclosing(rest) as pieces:
         async for piece in pieces:
             yield write_list(piece, media_type)
 
@@ -400,8 +403,8 @@ async def _list_lines(context: AdminContext, name: str, media_type: str) -> Asyn
 )
 async def put_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
     given = _GivenDevices(context, request)
-    firmware = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(firmware.revision))
+    firmware = find_mendable_firmware(context.catalogue.current, firmware_id)
+    conditions.require(document_etag(firmware))
     return await _set_list(context, firmware_id, given, given.identifiers(), conditions)
 
 
@@ -414,13 +417,13 @@ async def put_device_list(context: Context, request: Request, firmware_id: str, 
 async def add_to_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
     given = _GivenDevices(context, request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(firmware.revision))
+    conditions.require(document_etag(firmware))
     if not firmware.has_selector:
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
-    base = firmware.device_list
+    stored = context.catalogue.read_device_list(firmware.device_list or "")
 
     async def joined() -> AsyncGenerator[list[str]]:
-        async with aclosing(context.catalogue.read_device_list(base or "")) as pieces:
+        async with aclosing(stored) as pieces:
             async for piece in pieces:
                 yield piece
         async with aclosing(given.identifiers()) as pieces:
@@ -476,11 +479,11 @@ async def _set_list(
         name, members = await context.catalogue.stage_device_list(pieces)
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        old = find_firmware(snapshot, firmware_id)
-        conditions.require(revision_etag(old.revision))
+        old = find_mendable_firmware(snapshot, firmware_id) if adds_to is None else find_firmware(snapshot, firmware_id)
+        conditions.require(document_etag(old))
         if adds_to is not None and (old.device_list != adds_to.device_list or not old.has_selector):
             raise ConflictError("The device list was changed meanwhile.", mend="Send it again.")
         return admit_firmware(snapshot, replace(old, device_list=name), members)
 
     changed = _written_firmware(await commit(context.catalogue, decide))
-    return answer(DeviceListOut(count=len(members), unknown=given.unknown), etag=revision_etag(changed.revision))
+    return answer(DeviceListOut(count=len(members), unknown=given.unknown), etag=document_etag(changed))

@@ -30,7 +30,7 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
     document = checked(created, 201)
     firmware_id = document["id"]
     assert created.headers["location"] == f"/api/v1/firmware/{firmware_id}"
-    assert created.headers["etag"] == '"1"'
+    assert created.headers["etag"].startswith('"1-')
     assert document.pop("created_at").endswith("Z")
     assert document == {
         "id": firmware_id,
@@ -366,7 +366,7 @@ async def test_patch_changes_all_but_the_package_and_what_it_is_for(admin: Admin
         ["1.0"],
         ["a"],
     )
-    assert patched.headers["etag"] == '"2"'
+    assert patched.headers["etag"].startswith('"2-')
     reset = checked(await admin.api.patch(path, json={"source_versions": [], "devices": None}), 200)
     assert (reset["name"], reset["source_versions"], reset["devices"]) == ("new", [], None)
     assert checked(await admin.api.patch(path, json={"devices": []}), 200)["devices"] == []

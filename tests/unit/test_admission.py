@@ -230,6 +230,22 @@ def test_a_type_goes_with_its_rules_once_its_firmware_is_deleted() -> None:
     ]
 
 
+def test_a_type_does_not_go_under_firmware_that_can_not_be_used_now() -> None:
+    """Made anew with another scheme, the type would bring it into force."""
+    lost = firmware("F", "2.0", device_list="lost")
+    snapshot, _ = catalogue().with_changes(changes_of([lost]), revision=2, device_lists={})
+    with pytest.raises(ConflictError, match="F F"):
+        remove_type(snapshot, "DU", devices=())
+
+
+def test_a_type_that_is_created_over_a_refused_one_keeps_its_rules_and_gets_no_second_default() -> None:
+    rule = Rule(id="R", name="r", device_type="DU", version_attribute="mcu", enabled=False)
+    known = catalogue(rule, DeviceType(key="DU", name="DU", version_attributes=("version", "mcu")))
+    snapshot = replace(known, types={})
+    (written,) = admit_type(snapshot, DeviceType(key="DU", name="DU"), default_rule_id="D")
+    assert written.document == DeviceType(key="DU", name="DU", version_attributes=("version", "mcu"))
+
+
 def test_deleting_an_unknown_type_is_not_found() -> None:
     with pytest.raises(NotFound):
         remove_type(Snapshot(), "DU", devices=[])

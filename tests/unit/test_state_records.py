@@ -174,10 +174,60 @@ def test_a_document_comes_back_as_it_was_written(kind: DocumentKind, document: D
     key = document.key if isinstance(document, DeviceType) else document.id
     stored = encode_document(CatalogueChange(kind, key, document))
     assert decode_document(kind, key, stored) == document
-    newer = orjson.dumps({**orjson.loads(stored), "of_a_newer_release": 1})
-    assert decode_document(kind, key, newer) == document
     with pytest.raises(ValueError, match="another key"):
         decode_document(kind, "other", stored)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:2])
+def test_a_field_of_a_newer_release_is_ignored_where_it_can_not_say_who_gets_what(document: DeviceType | Rule) -> None:
+    kind, key = (
+        (DocumentKind.DEVICE_TYPE, document.key)
+        if isinstance(document, DeviceType)
+        else (DocumentKind.RULE, document.id)
+    )
+    stored = encode_document(CatalogueChange(kind, key, document))
+    newer = orjson.dumps({**orjson.loads(stored), "of_a_newer_release": 1})
+    assert decode_document(kind, key, newer) == document
+
+
+@pytest.mark.parametrize("lacks", [field.name for field in dataclasses.fields(Firmware)])
+def test_a_firmware_that_leaves_a_field_out_is_refused(lacks: str) -> None:
+    """Whatever would stand for it may be more devices than were meant."""
+    stored = stored_firmware()
+    del stored[lacks]
+    with pytest.raises(ValueError, match=lacks):
+        decode_document(DocumentKind.FIRMWARE, "01JFIRMWARE", orjson.dumps(stored))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": ["of a newer release"]},
+        {"tag": ["misspelt"]},
+        {"tags": "x"},
+        {"tags": [1]},
+        {"enabled": "yes"},
+        {"enabled": 1},
+        {"basis_points": "100"},
+        {"basis_points": 1.0},
+        {"basis_points": 1.5},
+        {"basis_points": True},
+        {"device_list": 5},
+        {"allow_downgrade": "no"},
+        {"source_versions": None},
+        {"deleted_at_ms": ""},
+    ],
+)
+def test_a_firmware_that_may_mean_other_devices_than_it_seems_to_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        decode_document(DocumentKind.FIRMWARE, "01JFIRMWARE", orjson.dumps(stored_firmware() | change))
+
+
+def stored_firmware() -> dict[str, object]:
+    stored: dict[str, object] = orjson.loads(
+        encode_document(CatalogueChange(DocumentKind.FIRMWARE, "01JFIRMWARE", DOCUMENTS[2]))
+    )
+    return stored
 
 
 @pytest.mark.parametrize("kind", DocumentKind)
