@@ -36,6 +36,7 @@ from ota_hook.exhook.workers import WorkerPool, on_parent_gone
 from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
+from ota_hook.ports import Publisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.settings import Listen, Settings
 from ota_hook.standin.redis import embedded_redis
@@ -54,6 +55,7 @@ from ota_hook.state.primaries import Primaries
 
 if TYPE_CHECKING:
     from ota_hook.exhook.grpcio_listener import GrpcioListener
+    from ota_hook.publish.emqx_api import EmqxApiPublisher
 
 _log = structlog.get_logger("ota_hook.bootstrap")
 _GC_THRESHOLDS: Final = (5_000, 50, 1_000)
@@ -258,12 +260,17 @@ async def _open_layout(redis: RedisClient, settings: Settings) -> Keys:
 # ---- the hook
 
 
-def _make_publisher(settings: Settings) -> MqttPublisher | None:
+def _make_publisher(settings: Settings) -> MqttPublisher | EmqxApiPublisher | None:
+    url, key, secret = settings.emqx_api_url, settings.emqx_api_key, settings.emqx_api_secret
+    if settings.publisher == "emqx_api" and url is not None and key is not None and secret is not None:
+        from ota_hook.publish.emqx_api import EmqxApiPublisher  # noqa: PLC0415 - httpx takes long to import
+
+        return EmqxApiPublisher(url, key=key, secret=secret.get_secret_value())
     return None if settings.mqtt_url is None else MqttPublisher(settings.mqtt_url.get_secret_value())
 
 
 @asynccontextmanager
-async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher | None) -> AsyncIterator[str]:
+async def _run_hook(settings: Settings, state: _State, publisher: Publisher | None) -> AsyncIterator[str]:
     """Serve ExHook; yields the address that the broker connects to."""
     async with AsyncExitStack() as stack:
         pipes = PipeSet(state.primaries, budget_ms=settings.answer_budget_ms)
