@@ -29,6 +29,7 @@ CSV: Final = "text/csv"
 _NDJSON_TYPES: Final = (NDJSON, "application/ndjson", "application/jsonl")
 _QUALITY: Final = re.compile(r"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
 _CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
+_BOM: Final = b"\xef\xbb\xbf"
 _LINES_AT_ONCE: Final = 200
 """A millisecond of parsing."""
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
@@ -101,18 +102,22 @@ async def stream_body(request: Request) -> AsyncIterator[bytes]:
 async def read_lines(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]:
     """The numbered lines (from 1) of a body, up to 200 at a time, empty ones left out. Others get their turn between.
 
-    A line over 64 KiB is an InputError.
+    A byte order mark before the first is left out. A line over 64 KiB is an InputError.
     """
     number = 0
     rest = b""
     async for chunk in stream_body(request):
         *lines, rest = (rest + chunk).split(b"\n")
+        if number == 0 and lines:
+            lines[0] = lines[0].removeprefix(_BOM)
         _short_enough(rest, number + len(lines) + 1)
         for start in range(0, len(lines), _LINES_AT_ONCE):
             some = lines[start : start + _LINES_AT_ONCE]
             yield [(n, _short_enough(line, n)) for n, line in enumerate(some, number + 1) if line.strip()]
             number += len(some)
             await asyncio.sleep(0)
+    if number == 0:
+        rest = rest.removeprefix(_BOM)
     if rest.strip():
         yield [(number + 1, rest)]
 

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from admin_api.bodies import read_lines, require_lines
 from admin_api.context import AdminContext
-from admin_api.device_lines import DeviceLines
+from admin_api.device_lines import DeviceLines, OpenQuoteError
 from admin_api.documents import ImportOut, LineError
 from admin_api.one_behind import OneBehind
 from ota_hook.errors import InputError
@@ -43,6 +43,9 @@ async def run_import(context: AdminContext, request: Request, *, dry_run: bool) 
                     continue
                 try:
                     batch.append(lines.read(line))
+                except OpenQuoteError as exc:
+                    said = f"Line {number}: {exc.detail} The import ended there; lines before it may be in."
+                    raise InputError(said, mend=exc.mend) from exc
                 except InputError as exc:
                     done.failed += 1
                     if len(done.errors) < _ERRORS_SHOWN:

@@ -333,7 +333,7 @@ async def test_csv_says_the_same_as_lines_of_json(admin: Admin) -> None:
         "1.0,short,DU",
         "1.0,long,DU,,",
         "no version,bad,DU,",
-        '1.0,"open,DU,',
+        '1.0,"a"b,DU,',
         "1.0,a/b,DU,",
         "1.0,x,none,",
         ",old,DU,",
@@ -426,6 +426,49 @@ async def test_what_was_exported_as_csv_imports_again(admin: Admin) -> None:
     assert (await admin.api.get("/devices-export?type=none", headers={"Accept": "text/csv"})).content == (
         b"identifier,type,tags\r\n"
     )
+
+
+async def test_a_device_can_not_write_another_device_through_export_and_import(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("evil")
+    victim = await admin.create_device("victim", versions={"version": "1.0"})
+    await admin.create_firmware("2.0", tags=["trial"])
+    await report(admin, "evil", "1.0\nvictim,DU,trial,1.0\nx", at_ms=1)  # what an older release took
+    for accept, media_type in (("text/csv", CSV), ("application/x-ndjson", NDJSON)):
+        exported = (await admin.api.get("/devices-export", headers={"Accept": accept})).content
+        answer = checked(await admin.api.post("/devices-import", content=exported, headers=media_type), 200)
+        assert (answer["replaced"], answer["failed"]) == (2, 0)
+        assert checked(await admin.api.get("/devices/victim"), 200) == victim
+    assert checked(await admin.api.get("/devices/evil"), 200)["versions"] == {}
+
+
+@pytest.mark.parametrize("row", ['evil,DU,"1.0\nvictim,DU,9.0\nx"', 'evil,DU,"1.0\n"victim","DU","9.0"\nx"', '"'])
+async def test_a_quoted_cell_over_several_lines_ends_an_import(admin: Admin, row: str) -> None:
+    await admin.create_type()
+    victim = await admin.create_device("victim", versions={"version": "1.0"})
+    body = f"identifier,type,versions.version\nfirst,DU,1.0\n{row}\nlast,DU,1.0\n"
+    for query in ("", "?dry_run=true"):
+        refused = problem(await admin.api.post(f"/devices-import{query}", content=body, headers=CSV), 422)
+        assert refused["detail"].startswith("Line 3: A quoted value does not end on its line.")
+    assert checked(await admin.api.get("/devices/victim"), 200) == victim
+    problem(await admin.api.get("/devices/last"), 404)
+
+
+async def test_a_byte_order_mark_is_one_before_the_first_line_alone(admin: Admin) -> None:
+    await admin.create_type()
+    for body, media_type in (
+        ("\ufeffidentifier,type\n\ufeffa,DU\nb,DU", CSV),
+        ('\ufeff{"identifier": "\ufeffc", "type": "DU"}', NDJSON),
+    ):
+        checked(await admin.api.post("/devices-import", content=body.encode(), headers=media_type), 200)
+    listed = checked(await admin.api.get("/devices"), 200)["items"]
+    assert {device["identifier"] for device in listed} == {"\ufeffa", "b", "\ufeffc"}
+    path = f"/firmware/{(await admin.create_firmware())['id']}/devices"
+    checked(await admin.api.put(path, content="\ufeffidentifier\n\ufeffa".encode(), headers=CSV), 200)
+    own = (await admin.api.get(path, headers={"Accept": "text/csv"})).content
+    assert own.decode() == "identifier\r\n\ufeffa\r\n"
+    checked(await admin.api.put(path, content=own, headers=CSV), 200)
+    assert (await admin.api.get(path, headers={"Accept": "text/csv"})).content == own
 
 
 async def test_an_import_takes_the_good_lines_and_names_the_bad_ones(admin: Admin) -> None:
