@@ -26,6 +26,7 @@ from ota_hook.snapshot import Snapshot
 _FIELDS: Final = frozenset({"identifier", "type", "versions", "tags"})
 _FIXED_COLUMNS: Final = ("identifier", "type", "tags")
 _VERSION_COLUMN: Final = "versions."
+_NAMED: Final = 10
 _REMEMBERED: Final = 10_000
 """Texts that were looked at; a fleet has few versions and few sets of tags."""
 
@@ -179,10 +180,28 @@ def _read_cells(columns: list[str], line: bytes) -> dict[str, Any]:
 # ---- writing
 
 
+class LeftOut:
+    """The devices that an export can't write: what is stored of them can't be read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, identifier: str) -> None:
+        self.count += 1
+        if len(self.first) < _NAMED:
+            self.first.append(identifier)
+
+
 class DeviceOutput(Protocol):
-    """Writes devices; `take` returns what was written since it was last asked."""
+    """Writes devices; `take` returns what was written since it was last asked.
+
+    `end` writes a last line that no import takes for a device, where some were left out.
+    """
 
     def add(self, device: DeviceState) -> None: ...
+
+    def end(self, left_out: LeftOut) -> None: ...
 
     def take(self) -> bytes: ...
 
@@ -211,6 +230,11 @@ class NdjsonOutput:
         }
         self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
+    def end(self, left_out: LeftOut) -> None:
+        if left_out.count:
+            line = {"unreadable": left_out.count, "identifiers": left_out.first}
+            self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
     def take(self) -> bytes:
         written = b"".join(self._lines)
         self._lines.clear()
@@ -230,6 +254,10 @@ class CsvOutput:
         versions = _texts(device)
         texts = (versions.get(attribute, "") for attribute in self._attributes)
         self._writer.writerow((device.identifier, device.device_type, " ".join(device.tags), *texts))
+
+    def end(self, left_out: LeftOut) -> None:
+        if left_out.count:
+            self._writer.writerow([f"unreadable: {left_out.count} ({', '.join(map(repr, left_out.first))})"])
 
     def take(self) -> bytes:
         written = self._text.getvalue().encode()
