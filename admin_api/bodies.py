@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
@@ -19,7 +20,9 @@ from ota_hook.errors import InputError
 JSON_BODY_MAX_BYTES: Final = 1024 * 1024
 LINE_MAX_BYTES: Final = 64 * 1024
 STALL_S: Final = 60.0
-"""A body that brings nothing for so long is given up (408)."""
+"""A client that brings nothing for so long, or takes nothing, is given up."""
+PACE_BYTES_A_S: Final = 16 * 1024
+"""What a body brings at least, over the whole of it: heavy requests are few at a time, and others wait for a place."""
 LINGER_S: Final = 1.0
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body, for so long, is read after it was answered."""
@@ -32,6 +35,7 @@ _CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
 _BOM: Final = b"\xef\xbb\xbf"
 _LINES_AT_ONCE: Final = 200
 """A millisecond of parsing."""
+_Passed = TypeVar("_Passed")
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 
 
@@ -55,6 +59,7 @@ class JsonRoute(APIRoute):
 
         async def handle_within_bounds(request: Request) -> Response:
             if takes_body:
+                _refuse_encoded(request)
                 if media_type_of(request) not in _JSON_TYPES:
                     raise unsupported_media_type("The body must be application/json.")
                 if (declared_length(request) or 0) > JSON_BODY_MAX_BYTES:
@@ -65,12 +70,24 @@ class JsonRoute(APIRoute):
         return handle_within_bounds
 
 
+def _refuse_encoded(request: Request) -> None:
+    """415 for a compressed body (RFC 9110 §15.5.16): its bytes would be taken for text."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"The body must be sent as it is, not in {encoding[:64]!r}.",
+            {"Accept-Encoding": "identity"},
+        )
+
+
 def _bounded(receive: Receive) -> Receive:
     read_bytes = 0
+    receive_in_time = _in_time(receive)
 
     async def receive_within_bounds() -> Message:
         nonlocal read_bytes
-        message = await _receive_in_time(receive)
+        message = await receive_in_time()
         read_bytes += len(message.get("body", b""))
         if read_bytes > JSON_BODY_MAX_BYTES:
             raise _json_too_large()
@@ -83,17 +100,44 @@ def _json_too_large() -> HTTPException:
     return too_large(f"The body has more than {JSON_BODY_MAX_BYTES} bytes.")
 
 
-async def _receive_in_time(receive: Receive) -> Message:
-    try:
-        async with asyncio.timeout(STALL_S):
-            return await receive()
-    except TimeoutError as exc:
-        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "The body stalled.") from exc
+class Pace:
+    """How long a client may keep us waiting: `stall_s` at a time, and in all that and a second for each 16 KiB.
+
+    Only waiting counts: what is done with the bytes in between is not the client's time.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = self._left_s = stall_s
+
+    async def keep(self, passing: Awaitable[_Passed], size_of: Callable[[_Passed], int]) -> _Passed:
+        """Wait for bytes to pass. TimeoutError where that takes too long."""
+        begun_s = time.monotonic()
+        async with asyncio.timeout(min(self._left_s, self._stall_s)):
+            passed = await passing
+        self._left_s += size_of(passed) / PACE_BYTES_A_S - (time.monotonic() - begun_s)
+        return passed
+
+
+def body_bytes(message: Message) -> int:
+    return len(message.get("body", b""))
+
+
+def _in_time(receive: Receive) -> Receive:
+    pace = Pace(STALL_S)
+
+    async def receive_in_time() -> Message:
+        try:
+            return await pace.keep(receive(), body_bytes)
+        except TimeoutError as exc:
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly.") from exc
+
+    return receive_in_time
 
 
 async def stream_body(request: Request) -> AsyncIterator[bytes]:
-    """The body's pieces as they come; 408 where it stalls, ClientDisconnect where the client goes away."""
-    bounded = Request(request.scope, lambda: _receive_in_time(request.receive))
+    """The body's pieces as they come; 408 where they come too slowly, ClientDisconnect where the client goes away."""
+    _refuse_encoded(request)
+    bounded = Request(request.scope, _in_time(request.receive))
     async for chunk in bounded.stream():
         if chunk:
             yield chunk

@@ -426,6 +426,7 @@ class _GivenDevices:
                     await counting.start(piece)
                     yield piece
                     piece = []
+            lines.end()
             await counting.start(piece)
             await counting.finish()
         yield piece

@@ -545,9 +545,13 @@ async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
     for broken, said in (
         (b"name\nc\n", "Line 1: the first line must name"),
         (b"identifier,identifier\nc,c\n", "Line 1: the first line must name"),
+        (b"", "The CSV has no line"),
+        (b"\n\n", "The CSV has no line"),
+        ("\ufeff".encode(), "The CSV has no line"),
         (b"identifier\nc,d\n", "Line 2: it has 2 values"),
         (b"identifier\n\xff\n", "Line 2: The line is not UTF-8"),
         (b"identifier\na/b\n", "Line 2: "),
+        (b'identifier\n"a\nb\n"\n', "Line 2: A quoted value does not end"),
     ):
         refused = problem(await admin.api.put(path, content=broken, headers=csv_type), 422)
         assert refused["detail"].startswith(said)
