@@ -24,7 +24,7 @@ from ota_hook.ports import DeviceEntry, DeviceImport, DeviceStore, ImportedBatch
 BATCH: Final = 500
 """Devices; packing them for Redis takes two milliseconds, in which nothing else runs."""
 IMPORTED_DEVICES_MAX: Final = 10_000_000
-"""27 to 53 bytes of memory each."""
+"""48 to 80 bytes of memory each."""
 _ERRORS_SHOWN: Final = 100
 _UNREADABLE: Final = "What is stored of it can't be read: give its versions and tags, or delete it."
 

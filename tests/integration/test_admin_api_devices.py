@@ -620,6 +620,14 @@ async def test_an_import_that_would_keep_something_of_a_record_that_can_not_be_r
     assert "can't be read" in answer["errors"][0]["detail"]
 
 
+async def test_a_type_stays_while_a_record_of_it_can_not_be_read(admin: Admin) -> None:
+    await admin.create_type()
+    await break_record(admin, UNREADABLE["a number for a version"])
+    assert "bad" in problem(await admin.api.delete("/device-types/DU"), 409)["detail"]
+    assert (await admin.api.delete("/devices/bad")).status_code == 204
+    assert (await admin.api.delete("/device-types/DU")).status_code == 204
+
+
 async def test_a_name_that_is_no_text_and_a_key_that_is_no_hash_are_left_out(admin: Admin) -> None:
     await admin.create_type()
     await admin.create_device("good", versions={"version": "1.0"})
