@@ -266,7 +266,9 @@ SCAN: Final = Script(
 local blobs = {}
 for i = 1, #KEYS, 2 do
   local compact, long = redis.pcall('HGETALL', KEYS[i]), redis.pcall('HGETALL', KEYS[i + 1])
-  if compact.err or long.err then blobs[#blobs + 1] = '\\193'
+  local refusal = compact.err or long.err
+  if refusal and not string.find(refusal, 'WRONGTYPE', 1, true) then return redis.error_reply(refusal) end
+  if refusal then blobs[#blobs + 1] = '\\193'
   else blobs[#blobs + 1] = #compact + #long > 0 and cmsgpack.pack(compact, long) or '' end
 end
 return blobs
