@@ -1,7 +1,7 @@
 """The admin role's HTTP application: the API under /api/v1, downloads, health.
 
-Middleware from the outside in: an unread body ends the connection, then the token, then the bound on heavy
-requests, then the routes.
+Middleware from the outside in: an unread body ends the connection, then the token, then an address that can be read,
+then the bound on heavy requests, then the routes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 from fastapi import APIRouter, FastAPI
 
 from admin_api import downloads
+from admin_api.addresses import RequireUtf8
 from admin_api.auth import API_PREFIX, RequireToken
 from admin_api.bodies import CloseUnread
 from admin_api.context import AdminContext
@@ -61,6 +62,7 @@ def create_app(context: AdminContext) -> FastAPI:
     app.include_router(health.router)
     # The one added last is the outermost.
     app.add_middleware(LimitHeavy)
+    app.add_middleware(RequireUtf8)
     app.add_middleware(RequireToken, tokens=context.tokens)
     app.add_middleware(CloseUnread)
     return app

@@ -38,6 +38,11 @@ class ListLines:
                 raise InputError(f"Line {number}: {exc.detail}", mend=exc.mend) from exc
         return identifiers
 
+    def end(self) -> None:
+        """There are no more lines. InputError where the header is missing: an empty file is no list of nobody."""
+        if self._is_csv and self._column is None:
+            raise InputError("The CSV has no line that names its columns.")
+
     def _read_cell(self, cells: list[str]) -> str | None:
         if self._column is None:
             self._take_header(cells)

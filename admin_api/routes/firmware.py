@@ -457,6 +457,7 @@ class _GivenDevices:
                     await counting.start(piece)
                     yield piece
                     piece = []
+            lines.end()
             await counting.start(piece)
             await counting.finish()
         yield piece

@@ -15,20 +15,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
+import structlog
+from redis.exceptions import ResponseError
+
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import Call, RedisClient, Script, redis_errors, run_command, run_commands, run_pipelined
 from ota_hook.state.keys import Keys, as_bytes, as_text
-from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
+from ota_hook.state.records import pack_offer, read_offers, read_settled
 
 HISTORY_LENGTH: Final = 20
 CANCEL_BATCH: Final = 500
 
+_log = structlog.get_logger("ota_hook.state.offers")
+
 OFFERS_LUA: Final = f"""
 local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS = 1, 2, 3, 4, 5, 6, 7
+local function is_offer(offer)
+  if type(offer) ~= 'table' or type(offer[OFFERED_AT]) ~= 'number' or type(offer[IDS]) ~= 'table' then return false end
+  for i = MODULE, FROM_VERSION do
+    if type(offer[i]) ~= 'string' then return false end
+  end
+  return true
+end
 local function read_offers(identifier, key)
-  local packed = redis.call('HGET', key, identifier)
-  return packed and cmsgpack.unpack(packed) or {{}}
+  local ok, stored = pcall(cmsgpack.unpack, redis.call('HGET', key, identifier) or '')
+  local offers = {{}}
+  if not ok or type(stored) ~= 'table' then return offers end
+  for i, offer in ipairs(stored) do
+    if not is_offer(offer) then return {{}} end
+    offers[i] = offer
+  end
+  return offers
 end
 local function write_offers(identifier, key, offers)
   if #offers == 0 then redis.call('HDEL', key, identifier)
@@ -57,7 +75,9 @@ local function cancel_all(identifier, key, history)
   return firmware
 end
 """
-"""Reading, finding and settling a device's offers, for the scripts of this module and of devices.py."""
+"""Reading, finding and settling a device's offers, for the scripts of this module and of devices.py. What can't be read
+is no offer: the next one is written over it.
+"""
 
 RECORD: Final = Script(
     OFFERS_LUA
@@ -177,7 +197,7 @@ class RedisOffers:
             )
             for identifier, packed in holders.items()
             if named in packed
-            for offer in unpack_offers(packed)
+            for offer in read_offers(packed)
             if offer.firmware_id == firmware_id
         ]
         closed = 0
@@ -191,17 +211,24 @@ class RedisOffers:
         key = self._keys.history(self._keys.bucket_of(identifier), identifier)
         with redis_errors("reading a device's history"):
             entries: Sequence[bytes] = await run_command(self._redis, "LRANGE", key, 0, HISTORY_LENGTH - 1)
-        return [unpack_settled(entry) for entry in entries]
+        settled = [offer for entry in entries if (offer := read_settled(entry)) is not None]
+        if len(settled) < len(entries):
+            _log.warning("history_unreadable", device=identifier, entries=len(entries) - len(settled))
+        return settled
 
     async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-        """See ports.OfferStore. A firmware that was never offered has no counters."""
+        """See ports.OfferStore. A firmware that was never offered has no counters; what is no count is left out."""
         wanted = list(firmware_ids)
         with redis_errors("reading counters"):
             found = await run_commands(
                 self._redis, [("HGETALL", self._keys.counters(firmware_id)) for firmware_id in wanted]
             )
         return {
-            firmware_id: {outcome.decode(): int(count) for outcome, count in counters.items()}
+            firmware_id: {
+                outcome.decode(): int(count)
+                for outcome, count in counters.items()
+                if outcome.isascii() and count.isdigit()
+            }
             for firmware_id, counters in zip(wanted, found, strict=True)
         }
 
@@ -215,11 +242,12 @@ async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[s
     """Add to the counters of each (firmware, outcome). Not repeated on failure: better lost than counted twice."""
     if not any(counts.values()):
         return
+    commands = [
+        ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
+        for (firmware_id, outcome), count in counts.items()
+    ]
     with redis_errors("counting outcomes"):
-        await run_commands(
-            redis,
-            [
-                ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
-                for (firmware_id, outcome), count in counts.items()
-            ],
-        )
+        try:
+            await run_commands(redis, commands)
+        except ResponseError as exc:  # a counter that holds something else must not keep anybody from deleting
+            _log.warning("outcomes_not_counted", problem=str(exc))

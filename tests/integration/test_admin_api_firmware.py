@@ -146,12 +146,17 @@ async def test_one_empty_devices_field_is_nobody(admin: Admin) -> None:
         ({"devices": ["", "a"]}, "devices.0"),
         ({"source_versions": ["1.0", "1.0"]}, "source_versions"),
         ({"source_versions": ["x"]}, "source_versions.0"),
+        ({"source_versions": [""]}, "source_versions.0"),
         ({"tags": ["a b"]}, "tags.0"),
         ({"tags": ["a", "a"]}, "tags"),
         ({"tags": ["", "a"]}, "tags.0"),
         ({"percentage": "a tenth"}, "percentage"),
         ({"percentage": "100.01"}, "percentage"),
         ({"percentage": "nan"}, "percentage"),
+        ({"percentage": "1_0"}, "percentage"),
+        ({"percentage": "١٠"}, "percentage"),
+        ({"percentage": "-1"}, "percentage"),
+        ({"percentage": ""}, "percentage"),
         ({"use_https": "maybe"}, "use_https"),
         ({"use_https": "true"}, "use_https"),
         ({"enabled": ""}, "enabled"),
@@ -574,9 +579,13 @@ async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
     for broken, said in (
         (b"name\nc\n", "Line 1: The first line must name"),
         (b"identifier,identifier\nc,c\n", "Line 1: The first line must name"),
+        (b"", "The CSV has no line"),
+        (b"\n\n", "The CSV has no line"),
+        ("\ufeff".encode(), "The CSV has no line"),
         (b"identifier\nc,d\n", "Line 2: The line has 2 values"),
         (b"identifier\n\xff\n", "Line 2: The line is not UTF-8"),
         (b"identifier\na/b\n", "Line 2: "),
+        (b'identifier\n"a\nb\n"\n', "Line 2: A quoted value does not end"),
     ):
         refused = problem(await admin.api.put(path, content=broken, headers=csv_type), 422)
         assert refused["detail"].startswith(said)

@@ -30,14 +30,16 @@ from ota_hook.state.documents import decode_document, encode_document
 from ota_hook.state.keys import Keys, as_bytes, as_text, checked_prefix
 from ota_hook.state.records import (
     COMPACT_MAX_BYTES,
+    UNREADABLE_BUCKET,
     may_be_of_type,
     pack_device,
     pack_offer,
+    read_device,
+    read_offers,
+    read_settled,
     type_prefix,
     unpack_bucket,
     unpack_device,
-    unpack_offers,
-    unpack_settled,
 )
 
 any_text = st.text(st.characters(), max_size=40)  # lone surrogates too
@@ -49,13 +51,14 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=9,
 )
+unicode_text = st.text(max_size=40)
 offers = st.builds(
     OpenOffer,
-    module=any_text,
-    firmware_id=any_text,
-    version_attribute=any_text,
-    version=any_text,
-    from_version=any_text,
+    module=unicode_text,
+    firmware_id=unicode_text,
+    version_attribute=unicode_text,
+    version=unicode_text,
+    from_version=unicode_text,
     command_ids=st.lists(st.integers(1, 2**53 - 1), max_size=4).map(tuple),
     offered_at_ms=st.integers(0, 2**53 - 1),
 )
@@ -96,23 +99,39 @@ def test_a_packed_device_of_another_type_is_skipped() -> None:
 
 @given(st.lists(offers, max_size=3))
 def test_offers_come_back_as_they_were_packed(wanted: list[OpenOffer]) -> None:
-    packed = msgpack.packb(
-        [msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass") for offer in wanted],
-        unicode_errors="surrogatepass",
-    )
-    assert unpack_offers(packed) == tuple(wanted)
+    packed = msgpack.packb([msgpack.unpackb(pack_offer(offer)) for offer in wanted])
+    assert read_offers(packed) == tuple(wanted)
 
 
-@given(offers, st.sampled_from(Outcome), st.integers(0, 2**53 - 1), any_text)
+@given(offers, st.sampled_from(Outcome), st.integers(0, 2**53 - 1), unicode_text)
 def test_a_settled_offer_ignores_what_a_newer_release_added(
     offer: OpenOffer, outcome: Outcome, settled_at_ms: int, code: str
 ) -> None:
-    fields = msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass")
-    packed = msgpack.packb(
-        [*fields, outcome.value, settled_at_ms, code, "of a newer release"], unicode_errors="surrogatepass"
-    )
+    fields = msgpack.unpackb(pack_offer(offer))
+    packed = msgpack.packb([*fields, outcome.value, settled_at_ms, code, "of a newer release"])
     expected = SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code)
-    assert unpack_settled(packed) == expected
+    assert read_settled(packed) == expected
+
+
+@given(st.binary(max_size=40) | json_values.map(lambda value: bytes(msgpack.packb(value, default=str))))
+def test_whatever_is_stored_reading_it_for_people_raises_nothing(stored: bytes) -> None:
+    for device in (read_device(b"d", stored), read_device(stored, pack_device("tracker", {}), stored)):
+        assert device is None or orjson.dumps([device.device_type, dict(device.versions), device.tags])
+    assert all(orjson.dumps(offer.version) for offer in read_offers(stored))
+    read_settled(stored)
+
+
+@pytest.mark.parametrize("text", [1, None, b"1.0", "1.0\ud800"], ids=ascii)
+def test_a_record_with_what_is_no_text_is_not_shown(text: object) -> None:
+    pack = msgpack.Packer(unicode_errors="surrogatepass").pack
+    assert read_device(b"d", pack(["tracker", "version", 0, text])) is None
+    assert read_offers(pack([["main", "F", "version", "2.0", text, 0, [1]]])) == ()
+    assert read_settled(pack(["main", "F", "version", "2.0", text, 0, [1], "failed", 0, ""])) is None
+
+
+def test_a_bucket_that_can_not_be_read_is_one_record_that_can_not() -> None:
+    ((name, packed),) = unpack_bucket(UNREADABLE_BUCKET)
+    assert read_device(name, packed) is None
 
 
 def test_a_device_with_one_short_version_fits_the_compact_encoding() -> None:
