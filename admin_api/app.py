@@ -17,11 +17,12 @@ from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
 from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
-from admin_api.routes import check, device_types, devices, firmware, health, rules
+from admin_api.routes import check, device_types, devices, firmware, health, rules, runs, tasks
+from admin_api.run_stream import RunStreams
 
 __all__ = ["AdminContext", "create_app"]
 
-_DESCRIPTION: Final = """Device types, devices, firmware and rules of an ota-hook deployment.
+_DESCRIPTION: Final = """Device types, devices, firmware, rules, tasks and runs of an ota-hook deployment.
 
 Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
 are problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a
@@ -42,6 +43,7 @@ def create_app(context: AdminContext) -> FastAPI:
     )
     app.state.context = context
     app.state.firmware_views = FirmwareViews(context)
+    app.state.run_streams = RunStreams()
     install_problems(app)
     api = APIRouter(prefix=API_PREFIX)
     for router in (
@@ -52,6 +54,9 @@ def create_app(context: AdminContext) -> FastAPI:
         firmware.streams,
         firmware.router,
         check.router,
+        tasks.router,
+        runs.router,
+        runs.work,
     ):
         api.include_router(router)
     app.include_router(api)

@@ -166,11 +166,12 @@ async def put_device_type(context: Context, key: str, body: DeviceTypeFields, co
 
 async def _replace(context: AdminContext, proposed: DeviceType, conditions: Preconditions) -> Response:
     rule_id = context.new_id()
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = snapshot.types.get(proposed.key)
         conditions.require(None if old is None else revision_etag(old.revision))
-        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+        return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
 
     device_type = _written_type(await commit(context.catalogue, decide))
     return _answer(device_type, created=device_type.revision == 1)
@@ -186,13 +187,14 @@ async def patch_device_type(
     context: Context, key: str, patch: Annotated[dict[str, Any], Body()], conditions: Conditions
 ) -> Response:
     rule_id = context.new_id()
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, key)
         conditions.require(revision_etag(old.revision))
         fields = apply_patch(device_type_fields(old), patch, DeviceTypeFields, DeviceTypeOut)
         proposed = fields.to_device_type(key, now_ms=old.created_at_ms)
-        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+        return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
 
     return _answer(_written_type(await commit(context.catalogue, decide)), created=False)
 
@@ -210,10 +212,11 @@ async def delete_device_type(context: Context, key: str, conditions: Conditions)
         devices.append(device.identifier)
         if len(devices) == _NAMED_DEVICES:
             break
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         conditions.require(revision_etag(_find(snapshot, key).revision))
-        return remove_type(snapshot, key, devices=devices)
+        return remove_type(snapshot, key, devices=devices, tasks=tasks)
 
     await commit(context.catalogue, decide)
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -29,6 +29,9 @@ from ota_hook.state.durability import DurableWriter
 from ota_hook.state.format import open_layout
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.offers import RedisOffers
+from ota_hook.state.runs import RedisRuns
+from ota_hook.state.tasks import RedisTasks
+from ota_hook.state.work import RedisWorkQueue
 from tests.integration.hot_state import HotState, hot_state
 
 TOKEN = "test-token-0123456789"
@@ -154,6 +157,10 @@ async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncItera
             "devices": RedisDevices(redis, keys, writer=writer),
             "offers": RedisOffers(redis, keys),
             "packages": packages,
+            "tasks": RedisTasks(redis, keys, writer=writer),
+            "runs": RedisRuns(redis, keys, writer=writer),
+            "work": RedisWorkQueue(redis, keys, consumer="admin"),
+            "has_broker": True,
             "idempotency": RedisIdempotency(redis, keys),
             "tokens": AdminToken(TOKEN),
             "public_url": url,
