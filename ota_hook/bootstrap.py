@@ -53,7 +53,7 @@ from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
 from ota_hook.state.heartbeat import Heartbeat
-from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers
+from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers, HotPresence
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
@@ -302,12 +302,14 @@ async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher 
                 identity=settings.identity,
                 reply=settings.reply,
                 payload_bytes=settings.hook_payload_bytes,
+                presence=settings.presence,
                 http_base=settings.effective_public_url,
                 https_base=settings.public_url_https,
             ),
             snapshots=state.catalogue,
             devices=HotDevices(pipes, state.keys),
             offers=offers,
+            presence=HotPresence(pipes, state.keys),
             command_ids=command_ids,
             publisher=publisher,
             metrics=state.metrics,
@@ -477,7 +479,15 @@ async def _run_worker_role(settings: Settings, state: _State) -> AsyncIterator[N
         events=events,
         planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=clock_ms),
         sender=sender,
-        keeper=Keeper(snapshots=state.catalogue, offers=state.offers, runs=state.runs, queue=queue, clock_ms=clock_ms),
+        keeper=Keeper(
+            snapshots=state.catalogue,
+            devices=state.devices,
+            waits_for_absent=settings.presence,
+            offers=state.offers,
+            runs=state.runs,
+            queue=queue,
+            clock_ms=clock_ms,
+        ),
         scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=clock_ms),
         clock_ms=clock_ms,
     )

@@ -6,6 +6,7 @@ sends raises anything but BadMessage, whose reason is one of a fixed few (it lab
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -30,20 +31,25 @@ class Channel(StrEnum):
     ATTRIBUTES = "attributes"
     EVENT_REPORT = "event_report"
     COMMAND_SEND = "command_send"
+    COMMAND_REPLY = "command_reply"
 
 
-HOOKED_CHANNELS: Final = (Channel.ATTRIBUTES, Channel.EVENT_REPORT)
+HOOKED_CHANNELS: Final = (Channel.ATTRIBUTES, Channel.EVENT_REPORT, Channel.COMMAND_REPLY)
+OPTIONAL_CHANNELS: Final = frozenset({Channel.COMMAND_REPLY})
+"""A dialect without these works; what is said there is not heard."""
 
 BUILT_IN_DIALECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "eztcloud": {
         "attributes": "attributes/{device}",
         "event_report": "event_report/{device}",
         "command_send": "command_send/{device}",
+        "command_reply": "command_reply/{device}",
     },
     "typed": {
         "attributes": "{device_type}/{device}/attributes",
         "event_report": "{device_type}/{device}/event_report",
         "command_send": "{device_type}/{device}/command_send",
+        "command_reply": "{device_type}/{device}/command_reply",
     },
 }
 
@@ -127,7 +133,7 @@ class Dialect:
     def __init__(self, name: str, templates: Mapping[Channel, Template]) -> None:
         self.name = name
         self.templates = templates
-        self._hooked = tuple((channel, templates[channel]) for channel in HOOKED_CHANNELS)
+        self._hooked = tuple((channel, templates[channel]) for channel in HOOKED_CHANNELS if channel in templates)
         self.leads = tuple(template.lead for _, template in self._hooked)
         self._around_command = templates[Channel.COMMAND_SEND].around_device
         # Most dialects name nothing but the device: then a topic is what its connection may say, or it is not.
@@ -140,7 +146,20 @@ class Dialect:
     @property
     def topic_filters(self) -> tuple[str, ...]:
         """What the hook asks the broker for."""
-        return tuple(self.templates[channel].topic_filter for channel in HOOKED_CHANNELS)
+        return tuple(template.topic_filter for _, template in self._hooked)
+
+    @property
+    def command_filter(self) -> str:
+        """Where commands to devices go."""
+        return self.templates[Channel.COMMAND_SEND].topic_filter
+
+    def commanded_device(self, topic: str, *, clientid: str, username: str) -> str | None:
+        """The device whose command topic it is, None for a topic that is none. The broker says who took it."""
+        values = self.templates[Channel.COMMAND_SEND].match(topic.split("/"))
+        if values is None:
+            return None
+        fits = values.get("clientid", clientid) == clientid and values.get("username", username) == username
+        return values["device"] if fits else None
 
     def recognise(self, topic: str, *, identity: str, clientid: str, username: str) -> Address | None:
         """The address of a device's message; None for a topic that is not ours.
@@ -204,11 +223,12 @@ def parse_dialect(name: str, templates: Mapping[str, str]) -> Dialect:
         raise InputError(f"{min(unknown)!r} is no topic; known are {', '.join(Channel)}.")
     parsed = {}
     for channel in Channel:
+        if channel not in templates and channel in OPTIONAL_CHANNELS:
+            continue
         if channel not in templates:
             raise InputError(f"The topic {channel.value!r} is missing.")
         parsed[channel] = _parse_template(channel, templates[channel])
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        one, other = list(Channel)[first], list(Channel)[second]
+    for one, other in itertools.combinations(parsed, 2):
         if parsed[one].overlaps(parsed[other]):
             raise InputError(f"The topics {one.value!r} and {other.value!r} can be the same topic.")
     return Dialect(name, parsed)
@@ -261,8 +281,8 @@ def _parse_object(payload: bytes) -> dict[str, Any]:
     return document
 
 
-def _parse_quickly(payload: bytes) -> dict[str, Any]:
-    """`_parse_object`, but numbers are int or float where the payload is one that orjson takes (it is stricter)."""
+def parse_object(payload: bytes) -> dict[str, Any]:
+    """The JSON object of a payload, or BadMessage. Numbers are int or float where orjson takes it, else NumberText."""
     try:
         document = orjson.loads(payload)
     except orjson.JSONDecodeError:
@@ -281,7 +301,7 @@ class ReportedVersions(NamedTuple):
 
 def parse_attributes(payload: bytes, version_attributes: Iterable[str]) -> ReportedVersions:
     """The versions in a report of a direct device; other attributes are not looked at."""
-    document = _parse_quickly(payload)
+    document = parse_object(payload)
     versions: dict[str, str] = {}
     bad_values = 0
     for attribute in version_attributes:
@@ -316,7 +336,7 @@ def read_version(value: object) -> str | None:
 
 def parse_event(payload: bytes) -> str:
     """The event's name (`method`) in an event of a direct device."""
-    document = _parse_quickly(payload)
+    document = parse_object(payload)
     method, event_id = document.get("method"), document.get("id")
     if not isinstance(method, str) or isinstance(method, NumberText) or not method:
         raise BadMessage("no_method")

@@ -165,12 +165,51 @@ class ReportedVersion(NamedTuple):
     reported_at_ms: int
 
 
+class Outcome(StrEnum):
+    """How one device fared in one offer, or how far it is. Steps may be missing; those of a final outcome are over.
+
+    `planned` and `sending` are before the command left, and `skipped` is a device for which nothing was newer any more
+    when its turn came: only runs know these.
+    """
+
+    PLANNED = "planned"
+    SENDING = "sending"
+    OFFERED = "offered"
+    DELIVERED = "delivered"
+    DOWNLOADING = "downloading"
+    DOWNLOADED = "downloaded"
+    INSTALLING = "installing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    TIMED_OUT = "timed_out"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing comes behind it."""
+        return self not in _STEPS
+
+
+_STEPS: Final = (
+    Outcome.PLANNED,
+    Outcome.SENDING,
+    Outcome.OFFERED,
+    Outcome.DELIVERED,
+    Outcome.DOWNLOADING,
+    Outcome.DOWNLOADED,
+    Outcome.INSTALLING,
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenOffer:
     """A firmware that a device was told of and that has no outcome yet; one per (device, module).
 
     `version` is the offered one, `from_version` the one that the device ran. The newest of `command_ids` is the last.
-    `run_id` and `chunk` say where in a run it belongs; empty where a check made it.
+    `run_id` and `chunk` say where in a run it belongs; empty where a check made it. `outcome` is how far it is.
     """
 
     module: str
@@ -182,6 +221,7 @@ class OpenOffer:
     offered_at_ms: int
     run_id: str = ""
     chunk: int = 0
+    outcome: Outcome = Outcome.OFFERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,45 +271,6 @@ class Window:
     days: tuple[int, ...]
     start: int
     end: int
-
-
-class Outcome(StrEnum):
-    """How one device fared in one offer, or how far it is. Steps may be missing; those of a final outcome are over.
-
-    `planned` and `sending` are before the command left, and `skipped` is a device for which nothing was newer any more
-    when its turn came: only runs know these.
-    """
-
-    PLANNED = "planned"
-    SENDING = "sending"
-    OFFERED = "offered"
-    DELIVERED = "delivered"
-    DOWNLOADING = "downloading"
-    DOWNLOADED = "downloaded"
-    INSTALLING = "installing"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REJECTED = "rejected"
-    TIMED_OUT = "timed_out"
-    SUPERSEDED = "superseded"
-    CANCELLED = "cancelled"
-    SKIPPED = "skipped"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing comes behind it."""
-        return self not in _STEPS
-
-
-_STEPS: Final = (
-    Outcome.PLANNED,
-    Outcome.SENDING,
-    Outcome.OFFERED,
-    Outcome.DELIVERED,
-    Outcome.DOWNLOADING,
-    Outcome.DOWNLOADED,
-    Outcome.INSTALLING,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
+from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
 
@@ -116,6 +117,10 @@ class DeviceStore(Protocol):
         """`load_device` for many."""
         ...
 
+    async def load_presence(self, identifiers: Sequence[str]) -> list[bool]:
+        """Whether each is connected, as far as the hook was told."""
+        ...
+
     async def load_stored(self, identifier: str) -> StoredDevice | None:
         """`load_device` with the digest of the state."""
         ...
@@ -192,6 +197,25 @@ class OpenOffers(Protocol):
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
     ) -> None:
         """Close the open offer of that module and firmware. Nothing happens where it was closed already."""
+        ...
+
+    def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
+        """Bring the open offer that was spoken of further, or close it; an outcome never goes back.
+
+        `offered` with a code notes that code and changes no outcome. Where no such offer is open nothing happens.
+        """
+        ...
+
+
+class Presence(Protocol):
+    """Who is connected. Nothing waits; a note may be lost. `connection` names one connection of the device."""
+
+    def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
+        """The device is connected; the runs whose command did not reach it are told. Unknown devices are not noted."""
+        ...
+
+    def go(self, identifier: str, connection: str) -> None:
+        """That connection ended; another that the device has by now stays."""
         ...
 
 
@@ -508,9 +532,13 @@ class RunStore(Protocol):
         first_id: int,
         most: int,
         pacing: Pacing,
+        stop_after: int,
         is_first: bool,
     ) -> Taken:
-        """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind."""
+        """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind.
+
+        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded.
+        """
         ...
 
     async def mark_sent(
@@ -520,7 +548,22 @@ class RunStore(Protocol):
         ...
 
     async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
-        """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved."""
+        """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved.
+
+        One that failed or timed out is planned again where the run's task retries.
+        """
+        ...
+
+    async def wake(self, run_id: str, *, now_ms: int) -> None:
+        """Devices whose wait for a retry is over have something to be sent again."""
+        ...
+
+    async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:
+        """Their command did not reach them: they don't time out, they are waited for until the run expires."""
+        ...
+
+    async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
+        """Their command goes once more, with its id, where they are `offered` still. Returns how many."""
         ...
 
     async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:

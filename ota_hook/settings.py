@@ -150,6 +150,11 @@ class Settings(BaseModel):
         description="`rewrite` answers a check in place; `publish` leaves the event to its other subscribers and sends"
         " the command through `mqtt_url`.",
     )
+    presence: bool = Field(
+        default=True,
+        description="Ask the broker who connects and disconnects: pushes then wait for devices that are away. Costs"
+        " each connect and disconnect a call.",
+    )
     mqtt_url: SecretStr | None = Field(
         default=None, description="`mqtt://` or `mqtts://` of the broker, for commands that are published."
     )

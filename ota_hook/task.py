@@ -14,6 +14,8 @@ from ota_hook.model import Manual, Outcome, Schedule, Window
 
 DEFAULT_TIMEOUT_S: Final = 3_600
 DEFAULT_EXPIRES_S: Final = 7 * 86_400
+DEFAULT_BACKOFF_S: Final = 300
+DEFAULT_STOP_AFTER: Final = 20
 
 
 class RunState(StrEnum):
@@ -67,7 +69,9 @@ class Task:
     `version_attribute` and `module` None: what the rules of each device's type say.
     `timeout_s`: so long after its command a device has time to report the version. `expires_s`: so long after its
     start a run waits for devices that could not be reached. `retries`: so often a device that failed or timed out is
-    sent its command again.
+    sent its command again, `backoff_s` seconds later and then twice as long each time.
+    `stop_percent`: a run stops itself when so many per cent of at least `stop_after` devices that are finished failed
+    or timed out; until it knows, it sends no further ahead than twice that many, or twice what succeeded.
     """
 
     id: str
@@ -84,6 +88,9 @@ class Task:
     timeout_s: int = DEFAULT_TIMEOUT_S
     expires_s: int = DEFAULT_EXPIRES_S
     retries: int = 0
+    backoff_s: int = DEFAULT_BACKOFF_S
+    stop_percent: int | None = None
+    stop_after: int = DEFAULT_STOP_AFTER
     created_at_ms: int = 0
     revision: int = 1
 
@@ -101,7 +108,10 @@ class RunHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as it stands. `counters`: how many of its devices are at which outcome; they add up to `total`."""
+    """A run as it stands. `counters`: how many of its devices are at which outcome; they add up to `total`.
+
+    `retried`: how often a device that failed was planned again.
+    """
 
     head: RunHead
     state: RunState = RunState.WAITING
@@ -110,6 +120,7 @@ class Run:
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     total: int = 0
+    retried: int = 0
     counters: Mapping[Outcome, int] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ from ota_hook.model import (
     SettledOffer,
 )
 from ota_hook.ports import DeviceDone, Report
+from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 
 PACKAGE = Package(filename="fw.bin", size_bytes=10, md5="0" * 32, sha256="0" * 64, crc32="0" * 8)
@@ -94,11 +95,26 @@ class MemoryDevices:
 
 
 @dataclass
+class MemoryPresence:
+    """Presence: the connection of each device that is there."""
+
+    connections: dict[str, str] = field(default_factory=dict)
+
+    def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
+        self.connections[identifier] = connection
+
+    def go(self, identifier: str, connection: str) -> None:
+        if self.connections.get(identifier) == connection:
+            del self.connections[identifier]
+
+
+@dataclass
 class MemoryOffers:
     """OpenOffers beside MemoryDevices, whose devices carry the open offers."""
 
     devices: MemoryDevices
     settled: list[tuple[str, SettledOffer]] = field(default_factory=list)
+    said: list[tuple[str, Said]] = field(default_factory=list)
 
     def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         device = self.devices.devices[identifier]
@@ -107,6 +123,9 @@ class MemoryOffers:
         if repeated:
             offer = replace(offer, command_ids=(*repeated[0].command_ids, *offer.command_ids)[-4:])
         self.devices.devices[identifier] = device._replace(open_offers=(*others, offer))
+
+    def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
+        self.said.append((identifier, said))
 
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int

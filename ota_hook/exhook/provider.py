@@ -31,12 +31,22 @@ from ota_hook.dialect import (
 )
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE, Publish, read_publish, write_rewrite
-from ota_hook.exhook.exhook_pb2 import HookSpec, LoadedResponse, ProviderLoadedRequest
+from ota_hook.exhook.exhook_pb2 import (
+    ClientConnectedRequest,
+    ClientDisconnectedRequest,
+    ClientInfo,
+    HookSpec,
+    LoadedResponse,
+    MessageAckedRequest,
+    MessageDroppedRequest,
+    ProviderLoadedRequest,
+)
 from ota_hook.exhook.late_reports import LateReports
 from ota_hook.metrics import HookMetrics
-from ota_hook.model import DeviceState
+from ota_hook.model import DeviceState, Outcome, is_direct_identifier
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Publisher, Report, SnapshotSource
+from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Presence, Publisher, Report, SnapshotSource
+from ota_hook.progress import PROGRESS_EVENT, UNDELIVERED, Said, read_command, read_progress, read_reply
 
 PACKAGES: Final = ("emqx.exhook.v1", "emqx.exhook.v2", "emqx.exhook.v3")
 SERVICE: Final = "HookProvider"
@@ -69,7 +79,9 @@ _NOTIFICATIONS: Final = frozenset(
 METHODS: Final = frozenset({"OnProviderLoaded", "OnMessagePublish"}) | _VALUED_METHODS | _NOTIFICATIONS
 """Every RPC name of the three packages; OnClientCheckAcl and OnSessionTakenovered are v1's."""
 
+_PRESENCE_HOOKS: Final = ("client.connected", "session.resumed", "client.disconnected")
 _ATTRIBUTES: Final = Channel.ATTRIBUTES  # a look into an enum costs more than a look at a name
+_COMMAND_REPLY: Final = Channel.COMMAND_REPLY
 _MAX_BACKGROUND_PUBLISHES: Final = 1_000
 _CLOSE_S: Final = 2.0
 _FUTURE_MS: Final = 300_000
@@ -85,12 +97,16 @@ _Asked = tuple[Respond, object, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookOptions:
-    """What the deployment fixed. A device's payload above `payload_bytes` is left alone."""
+    """What the deployment fixed. A device's payload above `payload_bytes` is left alone.
+
+    `presence`: the broker tells who connects and disconnects, which costs each a round trip.
+    """
 
     dialect: Dialect
     identity: Literal["username", "clientid"] = "username"
     reply: Literal["rewrite", "publish"] = "rewrite"
     payload_bytes: int = 256 * 1024
+    presence: bool = True
     http_base: str
     https_base: str | None = None
 
@@ -105,6 +121,7 @@ class HookProvider:
         snapshots: SnapshotSource,
         devices: DeviceStates,
         offers: OpenOffers,
+        presence: Presence,
         command_ids: CommandIds,
         publisher: Publisher | None,
         metrics: HookMetrics,
@@ -117,6 +134,7 @@ class HookProvider:
         self._snapshots = snapshots
         self._devices = devices
         self._offers = offers
+        self._presence = presence
         self._command_ids = command_ids
         self._publisher = publisher
         self._metrics = metrics
@@ -126,6 +144,13 @@ class HookProvider:
         self._sampled = _Sampler()
         self._background: set[asyncio.Task[None]] = set()
         self._late_reports = LateReports(self._store_late, metrics)
+        self._followers: dict[str, Callable[[bytes], None]] = {
+            "OnMessageAcked": self._on_acked,
+            "OnMessageDropped": self._on_dropped,
+            "OnClientConnected": self._on_come,
+            "OnSessionResumed": self._on_come,
+            "OnClientDisconnected": self._on_gone,
+        }
 
     # ---- calls
 
@@ -140,6 +165,9 @@ class HookProvider:
             return self._on_publish(request, respond, call)
         if method == "OnProviderLoaded":
             return self._hooks(request)
+        if (follow := self._followers.get(method)) is not None:
+            self._follow(follow, request)
+            return EMPTY_SUCCESS
         # Authentication and authorization are never registered; IGNORE leaves them as the broker decided.
         return IGNORE if method in _VALUED_METHODS else EMPTY_SUCCESS
 
@@ -163,8 +191,60 @@ class HookProvider:
             self._log.info("broker_attached", node=broker.meta.node, version=broker.broker.version)
         except DecodeError:
             self._log.warning("broker_attached", problem="its request can't be decoded")
-        spec = HookSpec(name="message.publish", topics=self._dialect.topic_filters)
-        return LoadedResponse(hooks=[spec]).SerializeToString()
+        commands = [self._dialect.command_filter]
+        specs = [
+            HookSpec(name="message.publish", topics=self._dialect.topic_filters),
+            HookSpec(name="message.acked", topics=commands),
+            HookSpec(name="message.dropped", topics=commands),
+        ]
+        if self._options.presence:
+            specs += [HookSpec(name=name) for name in _PRESENCE_HOOKS]
+        return LoadedResponse(hooks=specs).SerializeToString()
+
+    # ---- what the broker tells
+
+    def _follow(self, follow: Callable[[bytes], None], request: bytes) -> None:
+        try:
+            follow(request)
+        except DecodeError:
+            self._metrics.bad_messages["not_protobuf"] += 1
+        except Exception:  # noqa: BLE001 - logged there
+            self._note_fault()
+
+    def _on_acked(self, request: bytes) -> None:
+        """A device has its command. Others may listen to the topic as well: their acks say nothing."""
+        acked = MessageAckedRequest.FromString(request)
+        client, topic = acked.clientinfo, acked.message.topic
+        device = self._dialect.commanded_device(topic, clientid=client.clientid, username=client.username)
+        command_id = read_command(acked.message.payload)
+        if device is not None and command_id is not None and device == self._identity_of(client):
+            said = Said(command_id, None, Outcome.DELIVERED, "")
+            self._offers.track_offer(device, said, at_ms=self._clock_ms())
+
+    def _on_dropped(self, request: bytes) -> None:
+        """Nobody was there for a command."""
+        message = MessageDroppedRequest.FromString(request).message
+        device = self._dialect.commanded_device(message.topic, clientid="", username="")
+        command_id = read_command(message.payload)
+        if device is not None and command_id is not None:
+            said = Said(command_id, None, Outcome.OFFERED, UNDELIVERED)
+            self._offers.track_offer(device, said, at_ms=self._clock_ms())
+
+    def _on_come(self, request: bytes) -> None:
+        # Connected and resumed are alike on the wire. A persistent session says `resumed` and not that it subscribes.
+        client = ClientConnectedRequest.FromString(request).clientinfo
+        device = self._identity_of(client)
+        if is_direct_identifier(device):
+            self._presence.come(device, _connection_of(client), at_ms=self._clock_ms())
+
+    def _on_gone(self, request: bytes) -> None:
+        client = ClientDisconnectedRequest.FromString(request).clientinfo
+        device = self._identity_of(client)
+        if is_direct_identifier(device):
+            self._presence.go(device, _connection_of(client))
+
+    def _identity_of(self, client: ClientInfo) -> str:
+        return client.username if self._by_username else client.clientid
 
     def _finish(self, asked: _Asked, answer: bytes) -> None:
         respond, call, asked_s = asked
@@ -197,6 +277,9 @@ class HookProvider:
                 return IGNORE
             if len(publish.payload) > self._options.payload_bytes:
                 raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
+            if address.channel is _COMMAND_REPLY:
+                self._note_reply(address, publish)
+                return IGNORE
             asked = (respond, call, time.perf_counter())
             ask = self._ask_about_report if address.channel is _ATTRIBUTES else self._ask_about_check
             return None if ask(address, publish, asked) else IGNORE
@@ -275,11 +358,21 @@ class HookProvider:
             )
             self._metrics.settled_offers[decision.outcome.value] += 1
 
+    # ---- replies and progress
+
+    def _note_reply(self, address: Address, publish: Publish) -> None:
+        said = read_reply(publish.payload)
+        if said is not None:
+            self._offers.track_offer(address.device, said, at_ms=self._clock_ms())
+
     # ---- checks
 
     def _ask_about_check(self, address: Address, publish: Publish, asked: _Asked) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         event = parse_event(publish.payload)
+        if event == PROGRESS_EVENT:
+            self._offers.track_offer(address.device, read_progress(publish.payload), at_ms=self._clock_ms())
+            return False
         if event not in self._snapshots.current.events:
             self._metrics.checks["no_rule"] += 1
             return False
@@ -385,6 +478,11 @@ def rewrite(topic: str, payload: bytes, qos: int) -> bytes:
     if not is_publishable(topic) or not 0 <= qos <= 2:
         raise BadMessage("topic_unusable")
     return write_rewrite(topic, payload, qos)
+
+
+def _connection_of(client: ClientInfo) -> str:
+    """Names one connection: connects and disconnects of several may arrive out of order, across nodes."""
+    return f"{client.clientid}\0{client.node}\0{client.peerport}"
 
 
 class _Sampler:

@@ -1,1 +1,1 @@
-"""Pushes: what is due, whom it concerns, sending, and what became of it."""
+"""Rolling firmware out: when tasks are due, and what their runs do."""

@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
-from ota_hook.ports import OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.ports import DeviceStore, OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.progress import UNDELIVERED
 from ota_hook.rollout.schedule import is_open, next_opening
 from ota_hook.task import Run, RunDevice, RunHead, RunState
 
@@ -24,22 +25,26 @@ _log = structlog.get_logger("ota_hook.rollout")
 
 
 class Keeper:
-    """Looks after open runs."""
+    """Looks after open runs. `waits_for_absent`: it is known who is connected, and who is not is waited for."""
 
     def __init__(
         self,
         *,
         snapshots: SnapshotSource,
+        devices: DeviceStore,
         offers: OfferStore,
         runs: RunStore,
         queue: WorkQueue,
         clock_ms: Callable[[], int],
+        waits_for_absent: bool,
     ) -> None:
         self._snapshots = snapshots
+        self._devices = devices
         self._offers = offers
         self._runs = runs
         self._queue = queue
         self._clock_ms = clock_ms
+        self._waits_for_absent = waits_for_absent
 
     async def look_after_all(self) -> None:
         """One round. A run that fails keeps no other from its turn."""
@@ -60,13 +65,17 @@ class Keeper:
             await self._runs.close(head)
             return
         run = await self._obey_window(run)
+        run = await self._stop_where_it_fails(run)
         if run.state is RunState.RUNNING:
+            await self._runs.wake(head.id, now_ms=self._clock_ms())
             chunks = await self._runs.queue_chunks(
                 head.id, now_ms=self._clock_ms(), stale_ms=_QUEUE_STALE_MS, most=QUEUED_CHUNKS
             )
             for chunk in chunks:
                 await self._queue.add(head.id, chunk)
         await self._time_out(head)
+        if run.is_planned and not run.state.is_final:
+            await self._expire(run)
 
     async def _obey_window(self, run: Run) -> Run:
         window, now_ms = run.head.task.window, self._clock_ms()
@@ -80,6 +89,20 @@ class Keeper:
             await self._runs.set_state(run.head, RunState.RUNNING, of=[RunState.WAITING], reason="", now_ms=now_ms)
         return await self._runs.load_run(run.head.id) or run
 
+    async def _stop_where_it_fails(self, run: Run) -> Run:
+        reason = stop_reason(run)
+        if reason is None or run.state not in {RunState.RUNNING, RunState.WAITING}:
+            return run
+        _log.warning("run_stopped_itself", run=run.head.id, task=run.head.task.id, reason=reason)
+        await self._runs.set_state(
+            run.head,
+            RunState.STOPPED,
+            of=[RunState.RUNNING, RunState.WAITING],
+            reason=reason,
+            now_ms=self._clock_ms(),
+        )
+        return await self._runs.load_run(run.head.id) or run
+
     # ---- timeouts
 
     async def _time_out(self, head: RunHead) -> None:
@@ -88,10 +111,35 @@ class Keeper:
             late = [
                 device
                 for device in await self._runs.read_chunk(head.id, chunk)
-                if is_under_way(device) and device.at_ms + timeout_ms <= now_ms
+                if is_under_way(device) and device.code != UNDELIVERED and device.at_ms + timeout_ms <= now_ms
             ]
+            if self._waits_for_absent:
+                late = await self._leave_absent(head, chunk, late)
             await self._settle(head, chunk, late, Outcome.TIMED_OUT)
             await self._runs.set_next_deadline(head.id, chunk, timeout_ms=timeout_ms)
+
+    async def _leave_absent(self, head: RunHead, chunk: int, late: Sequence[RunDevice]) -> list[RunDevice]:
+        """Those that had their command, or are there and could have had it; the others are waited for."""
+        present = await self._devices.load_presence([device.identifier for device in late])
+        absent = [
+            device.identifier
+            for device, is_there in zip(late, present, strict=True)
+            if device.outcome is Outcome.OFFERED and not is_there
+        ]
+        if absent:
+            await self._runs.note_undelivered(head.id, chunk, absent)
+        return [device for device in late if device.identifier not in set(absent)]
+
+    async def _expire(self, run: Run) -> None:
+        """Wait no more for devices that did not come back."""
+        started_ms, now_ms = run.started_at_ms, self._clock_ms()
+        if started_ms is None or now_ms < started_ms + run.head.task.expires_s * 1000:
+            return
+        for chunk in range(await self._runs.count_chunks(run.head.id)):
+            devices = [d for d in await self._runs.read_chunk(run.head.id, chunk) if not d.outcome.is_final]
+            await self._settle(run.head, chunk, [d for d in devices if d.command_id], Outcome.TIMED_OUT)
+            unsent = [d._replace(outcome=Outcome.TIMED_OUT, code="expired", at_ms=now_ms) for d in devices]
+            await self._runs.move(run.head.id, chunk, unsent, now_ms=now_ms)
 
     async def _cancel_devices(self, head: RunHead) -> None:
         for chunk in range(await self._runs.count_chunks(head.id)):
@@ -138,6 +186,18 @@ class Keeper:
             offered_at_ms=device.at_ms,
             run_id=head.id,
         )
+
+
+def stop_reason(run: Run) -> str | None:
+    """Why the run must not go on, None where it may."""
+    task = run.head.task
+    if task.stop_percent is None:
+        return None
+    failed = sum(run.counters.get(outcome, 0) for outcome in (Outcome.FAILED, Outcome.TIMED_OUT)) + run.retried
+    finished = failed + run.counters.get(Outcome.SUCCEEDED, 0)
+    if finished < task.stop_after or failed * 100 < task.stop_percent * finished:
+        return None
+    return f"{failed} of {finished} devices that finished failed or timed out; it stops at {task.stop_percent} %."
 
 
 def is_under_way(device: RunDevice) -> bool:

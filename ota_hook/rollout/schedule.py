@@ -44,7 +44,8 @@ _TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 _RFC3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-_YEAR_OF_ALL: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - a wall time. The next 50 years have every kind of year
+_SEARCH_FROM: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - a wall time
+"""CronSim gives up after 50 years; those from here have every kind of year."""
 
 
 # ---- when
@@ -82,7 +83,7 @@ def last_due(schedule: Schedule, until_ms: int) -> int | None:
         case Repeat():
             zone = ZoneInfo(schedule.zone)
             dues = (_reached_ms(wall, zone) for wall in _walls(schedule, _furthest_wall(until_ms, zone), back=True))
-            return next((due for due in dues if due < until_ms), None)
+            return next((due for due in dues if due <= until_ms), None)
 
 
 def is_open(window: Window, at_ms: int) -> bool:
@@ -114,7 +115,7 @@ def next_opening(window: Window, after_ms: int) -> int:
 
 def _wall(at_ms: int, zone: ZoneInfo) -> datetime:
     """What the zone's clocks show."""
-    return (_EPOCH + at_ms * _MS).astimezone(zone).replace(tzinfo=None, fold=0)
+    return (_EPOCH + at_ms * _MS).astimezone(zone).replace(tzinfo=None)
 
 
 def _furthest_wall(at_ms: int, zone: ZoneInfo) -> datetime:
@@ -140,6 +141,7 @@ def _reached_ms(wall: datetime, zone: ZoneInfo) -> int:
 def _walls(repeat: Repeat, wall: datetime, *, back: bool = False) -> Iterator[datetime]:
     """The due wall times after `wall`, or backwards those until it; some of the other side may come first."""
     if repeat.cron is not None:
+        # Without a zone: with one, an overlap's second pass brings lines such as */20 anew.
         return CronSim(repeat.cron, wall + _MINUTE if back else wall, reverse=back)
     # A week, and a day more for clocks that went back over midnight.
     days = (wall.date() + (-n if back else n) * _DAY for n in range(9))
@@ -244,7 +246,7 @@ def parse_cron(text: str) -> str:
         raise InputError(f"{text[:64]!r} is no cron line.", mend=mend, field="cron")
     line = " ".join(fields)
     try:
-        comes = next(CronSim(line, _YEAR_OF_ALL), None)
+        comes = next(CronSim(line, _SEARCH_FROM), None)
     except CronSimError as exc:
         raise InputError(f"{text[:64]!r} is no cron line: {str(exc).lower()}.", mend=mend, field="cron") from exc
     if comes is None:
@@ -293,7 +295,7 @@ def describe(schedule: Schedule) -> str:
         case Interval(every_s, from_ms):
             return f"{_every(every_s)} since {_moment(from_ms)}"
         case Repeat(zone, cron=str(line)):
-            said = CronSim(line, _YEAR_OF_ALL).explain()
+            said = CronSim(line, _SEARCH_FROM).explain()
             return f"{said[0].lower()}{said[1:]}, {zone}"
         case Repeat(zone, days, times):
             return f"{_days(days)} at {_listed([f'{t // 60:02}:{t % 60:02}' for t in times])}, {zone}"

@@ -89,6 +89,7 @@ class Sender:
                 first_id=await self._command_ids.take_block(BATCH),
                 most=BATCH,
                 pacing=head.task.pacing,
+                stop_after=head.task.stop_after if head.task.stop_percent is not None else 0,
                 is_first=is_first,
             )
             is_first = False

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -21,7 +21,7 @@ from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
 from ota_hook.rollout.sender import Sender
-from ota_hook.task import RunDevice, RunState
+from ota_hook.task import RunDevice, RunMove, RunState
 
 CONCURRENT_WORK: Final = 8
 ATTEMPTS_MAX: Final = 5
@@ -148,13 +148,28 @@ class Worker:
 
     async def _note_events(self) -> None:
         read = await self._events.read(most=_EVENTS, block_ms=_BLOCK_MS)
-        by_chunk: defaultdict[tuple[str, int], list[RunDevice]] = defaultdict(list)
+        by_chunk: defaultdict[tuple[str, int], list[RunMove]] = defaultdict(list)
         for _, move in read:
-            device = RunDevice(move.identifier, Outcome(move.outcome), "", "", at_ms=move.at_ms, code=move.code)
-            by_chunk[move.run_id, move.chunk].append(device)
-        for (run_id, chunk), devices in by_chunk.items():
-            await self._runs.move(run_id, chunk, devices, now_ms=self._clock_ms())
+            by_chunk[move.run_id, move.chunk].append(move)
+        for (run_id, chunk), moves in by_chunk.items():
+            await self._note(run_id, chunk, moves)
         await self._events.finish([entry for entry, _ in read])
+
+    async def _note(self, run_id: str, chunk: int, moves: Sequence[RunMove]) -> None:
+        """What became of devices of one chunk. `offered` says that it was not delivered, `planned` that it is back."""
+        further = [
+            RunDevice(move.identifier, move.outcome, "", "", at_ms=move.at_ms, code=move.code)
+            for move in moves
+            if move.outcome not in {Outcome.OFFERED, Outcome.PLANNED}
+        ]
+        if further:
+            await self._runs.move(run_id, chunk, further, now_ms=self._clock_ms())
+        undelivered = [move.identifier for move in moves if move.outcome is Outcome.OFFERED]
+        if undelivered:
+            await self._runs.note_undelivered(run_id, chunk, undelivered)
+        back = [move.identifier for move in moves if move.outcome is Outcome.PLANNED]
+        if back:
+            await self._runs.send_again(run_id, chunk, back, now_ms=self._clock_ms())
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

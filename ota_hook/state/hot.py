@@ -17,19 +17,30 @@ import structlog
 from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports import DeviceDone, Report
+from ota_hook.progress import Said
 from ota_hook.state.connection import Argument, Script
 from ota_hook.state.device_scripts import REPORT
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, report_arguments
-from ota_hook.state.keys import Keys
-from ota_hook.state.offers import RECORD, SETTLE, record_call, settle_call, tell_command
+from ota_hook.state.keys import Keys, as_bytes
+from ota_hook.state.offers import (
+    COME_BACK,
+    GO_AWAY,
+    RECORD,
+    SETTLE,
+    TRACK,
+    record_call,
+    settle_call,
+    tell_command,
+)
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
 from ota_hook.task import RunMove
 
-SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text)
+SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text, TRACK.text, COME_BACK.text, GO_AWAY.text)
 """What every pipe makes sure that Redis knows."""
 
 ID_BLOCK: Final = 8_192
+DEFAULT_PATIENCE_MS: Final = 60_000
 _IDS_RETRY_S: Final = 0.2
 _SETTLING_S: Final = 0.5
 """After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
@@ -185,6 +196,27 @@ class HotOffers:
 
         _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, count)
 
+    def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
+        """See ports.OpenOffers."""
+        bucket = self._keys.bucket_of(identifier)
+        touched = (self._keys.offers(bucket), self._keys.history(bucket, identifier))
+        arguments = (
+            *(as_bytes(identifier), said.command_id or 0, as_bytes(said.module or "")),
+            *(said.outcome.value, as_bytes(said.code), at_ms),
+        )
+
+        def count(reply: Any) -> None:  # noqa: ANN401
+            if isinstance(reply, Exception):
+                self._lose(reply)
+                return
+            changed, firmware_id, run_id, chunk = reply
+            if changed and said.outcome is not Outcome.OFFERED:
+                self._count(firmware_id.decode(), said.outcome)
+            if changed and run_id:
+                self._tell(RunMove(run_id.decode(), chunk, identifier, said.outcome, said.code, at_ms))
+
+        _run_script(self._pipes.of(touched[0]), TRACK, touched, arguments, count)
+
     def _tell(self, move: RunMove) -> None:
         self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), self._note_loss)
 
@@ -201,6 +233,44 @@ class HotOffers:
         self.lost += 1
         if not isinstance(reply, Unavailable):  # Redis refuses what it was asked: worth more than a number
             _log.error("offer_not_noted", problem=str(reply))
+
+
+class HotPresence:
+    """ports.Presence. `patience_ms`: after so long without an ack a command is taken for one that was not delivered."""
+
+    def __init__(self, pipes: Pipes, keys: Keys, *, patience_ms: int = DEFAULT_PATIENCE_MS) -> None:
+        self._pipes = pipes
+        self._keys = keys
+        self._patience_ms = patience_ms
+
+    def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
+        """See ports.Presence."""
+        bucket = self._keys.bucket_of(identifier)
+        touched = (
+            self._keys.offers(bucket),
+            self._keys.devices(bucket),
+            self._keys.long_devices(bucket),
+            self._keys.presence(bucket),
+        )
+
+        def tell(reply: Any) -> None:  # noqa: ANN401
+            if isinstance(reply, Exception):
+                return
+            for run_id, chunk in zip(reply[::2], reply[1::2], strict=True):
+                move = RunMove(run_id.decode(), chunk, identifier, Outcome.PLANNED, at_ms=at_ms)
+                self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), _forget)
+
+        arguments = (as_bytes(identifier), as_bytes(connection), at_ms, self._patience_ms)
+        _run_script(self._pipes.of(touched[0]), COME_BACK, touched, arguments, tell)
+
+    def go(self, identifier: str, connection: str) -> None:
+        """See ports.Presence."""
+        key = self._keys.presence(self._keys.bucket_of(identifier))
+        _run_script(self._pipes.of(key), GO_AWAY, (key,), (as_bytes(identifier), as_bytes(connection)), _forget)
+
+
+def _forget(reply: Any) -> None:  # noqa: ANN401
+    """What a note that may be lost is answered."""
 
 
 class HotCommandIds:

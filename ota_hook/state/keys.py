@@ -75,6 +75,10 @@ class Keys:
         """Hash: identifier → packed list of open offers."""
         return f"{self.prefix}:{{{bucket}}}:o"
 
+    def presence(self, bucket: int) -> str:
+        """Hash: identifier → the connection that it has."""
+        return f"{self.prefix}:{{{bucket}}}:p"
+
     def last_write(self, bucket: int) -> str:
         """String, gone within a second: written so that there is a write to wait for (durability.py)."""
         return f"{self.prefix}:{{{bucket}}}:w"
@@ -187,6 +191,10 @@ class Keys:
     def run_unsent(self, run_id: str) -> str:
         """Sorted set: chunk with devices that were not sent their command → when it was put into the queue, or 0."""
         return f"{self.prefix}:{{{run_id}}}:unsent"
+
+    def run_later(self, run_id: str) -> str:
+        """Sorted set: chunk → when the first of its devices that failed may be sent its command again (epoch ms)."""
+        return f"{self.prefix}:{{{run_id}}}:later"
 
     def run_deadlines(self, run_id: str) -> str:
         """Sorted set: chunk → when the first of its devices times out (epoch ms)."""

@@ -32,11 +32,14 @@ from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
 from ota_hook.task import RunMove
 
 HISTORY_LENGTH: Final = 20
+RANKS_LUA: Final = "".join(f"{outcome.value}={rank}," for rank, outcome in enumerate(Outcome) if not outcome.is_final)
+"""The outcomes that are not final, in their order, as a Lua table."""
 RUN_EVENTS_KEPT: Final = 200_000
 CANCEL_BATCH: Final = 500
 
 OFFERS_LUA: Final = f"""
 local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS, RUN, CHUNK = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local STEP, NOTE = 10, 11
 local function read_offers(identifier, key)
   local packed = redis.call('HGET', key, identifier)
   return packed and cmsgpack.unpack(packed) or {{}}
@@ -124,6 +127,70 @@ write_offers(identifier, KEYS[1], offers)
 return {1, offer[RUN] or '', offer[CHUNK] or 0}
 """
 )
+
+
+TRACK: Final = Script(
+    OFFERS_LUA
+    + f"""
+local RANKS = {{{RANKS_LUA}}}
+local identifier, id, module = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local outcome, code, at = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local offers, found = read_offers(identifier, KEYS[1]), nil
+for i, offer in ipairs(offers) do
+  local fits = id == 0 and (module == '' or offer[MODULE] == module)
+  for _, one in ipairs(offer[IDS]) do fits = fits or one == id end
+  if fits and (not found or offer[OFFERED_AT] > offers[found][OFFERED_AT]) then found = i end
+end
+if not found then return {{0, '', '', 0}} end
+local offer = offers[found]
+local step = offer[STEP] or 'offered'
+if outcome == 'offered' then
+  if step ~= 'offered' or offer[NOTE] == code then return {{0, '', '', 0}} end
+  offer[STEP], offer[NOTE] = step, code
+elseif RANKS[outcome] then
+  if RANKS[outcome] <= RANKS[step] then return {{0, '', '', 0}} end
+  offer[STEP], offer[NOTE] = outcome, code
+else
+  keep_settled(KEYS[2], offer, outcome, at, code)
+  table.remove(offers, found)
+end
+for i = RUN, STEP do offer[i] = offer[i] or (i == CHUNK and 0 or '') end
+write_offers(identifier, KEYS[1], offers)
+return {{1, offer[FIRMWARE], offer[RUN], offer[CHUNK]}}
+"""
+)
+"""Brings the open offer with that command id (0: of that module, or the newest) further; an outcome never goes back.
+
+`offered` with a code notes something and changes no outcome. Returns whether anything changed, firmware, run, chunk."""
+
+COME_BACK: Final = Script(
+    OFFERS_LUA
+    + """
+local identifier, connection, now, patience = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('HEXISTS', KEYS[2], identifier) + redis.call('HEXISTS', KEYS[3], identifier) == 0 then return {} end
+redis.call('HSET', KEYS[4], identifier, connection)
+local offers, again = read_offers(identifier, KEYS[1]), {}
+for _, offer in ipairs(offers) do
+  local waits = offer[NOTE] == 'undelivered' or now - offer[OFFERED_AT] > patience
+  if (offer[RUN] or '') ~= '' and (offer[STEP] or 'offered') == 'offered' and waits then
+    offer[NOTE], offer[OFFERED_AT] = '', now
+    again[#again + 1] = offer[RUN]
+    again[#again + 1] = offer[CHUNK]
+  end
+end
+if #again > 0 then write_offers(identifier, KEYS[1], offers) end
+return again
+"""
+)
+"""KEYS: open offers, devices, long devices, presence. Notes who is connected.
+
+Returns run and chunk of each command that did not reach the device."""
+
+GO_AWAY: Final = Script("""
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 0
+""")
+"""Connects and disconnects may arrive out of order: only the connection that is noted can go."""
 
 
 def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:

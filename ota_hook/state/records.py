@@ -85,7 +85,9 @@ def may_be_of_type(packed: bytes, prefix: bytes) -> bool:
 
 
 def pack_offer(offer: OpenOffer) -> bytes:
-    """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …], run, chunk]`."""
+    """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …], run, chunk,
+    outcome, note]`. The note is TRACK's.
+    """
     packed: bytes = _packer.pack(
         (
             offer.module,
@@ -97,6 +99,7 @@ def pack_offer(offer: OpenOffer) -> bytes:
             offer.command_ids,
             offer.run_id,
             offer.chunk,
+            offer.outcome.value,
         )
     )
     return packed
@@ -104,7 +107,7 @@ def pack_offer(offer: OpenOffer) -> bytes:
 
 def unpack_offers(packed: bytes) -> tuple[OpenOffer, ...]:
     """The open offers of one device."""
-    return tuple(_offer(fields, fields[7:9]) for fields in _unpack(packed))
+    return tuple(_offer(fields, fields[7:10]) for fields in _unpack(packed))
 
 
 def unpack_settled(packed: bytes) -> SettledOffer:
@@ -116,8 +119,8 @@ def unpack_settled(packed: bytes) -> SettledOffer:
     )
 
 
-def _offer(fields: list[Any], run: list[Any]) -> OpenOffer:
-    """`run` is empty where the offer belongs to none."""
+def _offer(fields: list[Any], more: list[Any]) -> OpenOffer:
+    """`more`: run, chunk and outcome, as many as are stored."""
     module, firmware_id, attribute, version, from_version, offered_at_ms, command_ids = fields[:7]
     return OpenOffer(
         module=module,
@@ -127,6 +130,7 @@ def _offer(fields: list[Any], run: list[Any]) -> OpenOffer:
         from_version=from_version,
         command_ids=tuple(map(int, command_ids)),
         offered_at_ms=int(offered_at_ms),
-        run_id=run[0] if run else "",
-        chunk=int(run[1]) if run else 0,
+        run_id=more[0] if more else "",
+        chunk=int(more[1]) if more else 0,
+        outcome=Outcome(more[2]) if len(more) > 2 else Outcome.OFFERED,
     )

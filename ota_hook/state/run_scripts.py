@@ -1,7 +1,8 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
-A record is `[outcome, firmware, from version, command id, at_ms, code]`. The run's hash counts the records at each
-outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes `completed` with the last.
+A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`. The run's hash counts the
+records at each outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes `completed`
+with the last.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from typing import Final
 
 from ota_hook.model import Outcome
 from ota_hook.state.connection import Script
+from ota_hook.state.offers import RANKS_LUA
 
-_RANKS: Final = "".join(f"{outcome.value}={rank}," for rank, outcome in enumerate(Outcome) if not outcome.is_final)
 _FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
 
 RUN_LUA: Final = f"""
-local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE = 1, 2, 3, 4, 5, 6
-local RANKS = {{{_RANKS}}}
+local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE, FAILURES, NOT_BEFORE = 1, 2, 3, 4, 5, 6, 7, 8
+local RANKS = {{{RANKS_LUA}}}
 local FINAL = {_FIRST_FINAL}
 local function rank_of(outcome) return RANKS[outcome] or FINAL end
 local function complete_if_done(run, now)
@@ -34,11 +35,11 @@ local function move(run, chunk, identifier, record, outcome, code, now)
 end
 """
 
-# KEYS: run. ARGV: now.
+# KEYS: run. ARGV: now, retries, ms before the first of them.
 BEGIN: Final = Script("""
 local state, planned = unpack(redis.call('HMGET', KEYS[1], 'state', 'planned'))
 if not planned and (state or 'waiting') == 'waiting' then
-  redis.call('HSET', KEYS[1], 'state', 'planning', 'started', ARGV[1])
+  redis.call('HSET', KEYS[1], 'state', 'planning', 'started', ARGV[1], 'retries', ARGV[2], 'backoff', ARGV[3])
   for _, counter in ipairs({'cursor', 'chunks', 'total', 'final'}) do redis.call('HSETNX', KEYS[1], counter, 0) end
 end
 return redis.call('HMGET', KEYS[1], 'state', 'cursor', 'chunks')
@@ -84,13 +85,13 @@ return chunks
 """The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more."""
 
 # KEYS: run, chunk, unsent. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or 0),
-# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded).
+# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never).
 TAKE: Final = Script(
     RUN_LUA
     + """
 local number, worker, now, lease, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local next_id, is_first = tonumber(ARGV[6]), ARGV[7] == '1'
-local rate, ramp, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local rate, ramp, most, stop_after = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local run, field = KEYS[1], 'l:' .. number
 local state, held = unpack(redis.call('HMGET', run, 'state', field))
 local holder, expires = string.match(held or '', '^(.-)|(%d+)$')
@@ -108,7 +109,7 @@ for i = 1, #flat, 2 do
   if record[OUTCOME] == 'sending' then
     sending = sending + 1
     if is_first then again[#again + 1] = flat[i]; again[#again + 1] = flat[i + 1] end
-  elseif record[OUTCOME] == 'planned' then
+  elseif record[OUTCOME] == 'planned' and (record[NOT_BEFORE] or 0) <= now then
     planned[#planned + 1] = {flat[i], record}
   end
 end
@@ -119,6 +120,11 @@ if #planned == 0 and sending == 0 then
 end
 redis.call('ZADD', KEYS[3], now, number)
 local may, wait = math.min(wanted, #planned), 0
+if stop_after > 0 then
+  -- Results first: never further ahead of them than twice what succeeded.
+  local ahead = 2 * math.max(stop_after, tonumber(redis.call('HGET', run, 'n:succeeded') or 0))
+  most = most > 0 and math.min(most, ahead) or ahead
+end
 if most > 0 then
   local under_way = 0
   for outcome, _ in pairs(RANKS) do
@@ -167,7 +173,10 @@ for i = 4, #ARGV, 5 do
   local record = packed and cmsgpack.unpack(packed)
   if record and record[OUTCOME] == 'sending' then
     record[FIRMWARE], record[FROM_VERSION] = ARGV[i + 3], ARGV[i + 4]
-    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], ARGV[i + 2], now)
+    local code = ARGV[i + 2]
+    -- The broker's news of it may be faster than the worker's.
+    if ARGV[i + 1] == 'offered' and record[CODE] == 'undelivered' then code = 'undelivered' end
+    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], code, now)
     moved = moved + 1
     is_open = is_open or rank_of(ARGV[i + 1]) < FINAL
   end
@@ -179,24 +188,86 @@ return moved
 )
 """What became of commands that a worker sent, or had to let be. One that moved on meanwhile stays where it is."""
 
-# KEYS: run, chunk. ARGV: now, then identifier, outcome, code, at, …
+# KEYS: run, chunk, later. ARGV: chunk number, now, then identifier, outcome, code, at, …
 MOVE: Final = Script(
     RUN_LUA
     + """
-local moved = 0
-for i = 2, #ARGV, 4 do
+local now, moved = tonumber(ARGV[2]), 0
+local state, retries, backoff = unpack(redis.call('HMGET', KEYS[1], 'state', 'retries', 'backoff'))
+local may_retry = tonumber(retries or 0)
+if state == 'cancelled' or state == 'failed' then may_retry = 0 end
+for i = 3, #ARGV, 4 do
   local packed = redis.call('HGET', KEYS[2], ARGV[i])
   local record = packed and cmsgpack.unpack(packed)
-  if record and rank_of(record[OUTCOME]) < FINAL and rank_of(ARGV[i + 1]) > rank_of(record[OUTCOME]) then
-    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]))
+  local outcome, code = ARGV[i + 1], ARGV[i + 2]
+  if record and rank_of(record[OUTCOME]) < FINAL and rank_of(outcome) > rank_of(record[OUTCOME]) then
+    local failures = record[FAILURES] or 0
+    local has_failed = outcome == 'failed' or (outcome == 'timed_out' and code ~= 'expired')
+    if has_failed and failures < may_retry then
+      record[FAILURES], record[NOT_BEFORE] = failures + 1, now + tonumber(backoff) * 2 ^ failures
+      move(KEYS[1], KEYS[2], ARGV[i], record, 'planned', code, now)
+      redis.call('HINCRBY', KEYS[1], 'retried', 1)
+      redis.call('ZADD', KEYS[3], 'LT', record[NOT_BEFORE], ARGV[1])
+    else
+      move(KEYS[1], KEYS[2], ARGV[i], record, outcome, code, tonumber(ARGV[i + 3]))
+    end
     moved = moved + 1
   end
 end
-if moved > 0 then complete_if_done(KEYS[1], ARGV[1]) end
+if moved > 0 then complete_if_done(KEYS[1], now) end
 return moved
 """
 )
-"""What devices said or what was found out of them: an outcome never goes back."""
+"""What devices said or what was found out of them: an outcome never goes back.
+
+One that failed, or timed out, is planned once more where the run retries, and waits twice as long each time."""
+
+# KEYS: unsent, later. ARGV: now.
+WAKE: Final = Script("""
+local chunks = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])
+for _, chunk in ipairs(chunks) do
+  redis.call('ZADD', KEYS[1], 'NX', 0, chunk)
+  redis.call('ZREM', KEYS[2], chunk)
+end
+return #chunks
+""")
+"""Chunks with devices whose wait for a retry is over have something to send again."""
+
+# KEYS: run, chunk. ARGV: identifiers.
+NOTE_UNDELIVERED: Final = Script(
+    RUN_LUA
+    + """
+for _, identifier in ipairs(ARGV) do
+  local packed = redis.call('HGET', KEYS[2], identifier)
+  local record = packed and cmsgpack.unpack(packed)
+  if record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending') then
+    record[CODE] = 'undelivered'
+    redis.call('HSET', KEYS[2], identifier, cmsgpack.pack(record))
+  end
+end
+return 1
+"""
+)
+"""Notes of devices that their command did not reach them: they don't time out, they are waited for."""
+
+# KEYS: run, chunk, unsent. ARGV: chunk number, now, then identifiers.
+AGAIN: Final = Script(
+    RUN_LUA
+    + """
+local moved = 0
+for i = 3, #ARGV do
+  local packed = redis.call('HGET', KEYS[2], ARGV[i])
+  local record = packed and cmsgpack.unpack(packed)
+  if record and record[OUTCOME] == 'offered' then
+    move(KEYS[1], KEYS[2], ARGV[i], record, 'planned', '', tonumber(ARGV[2]))
+    moved = moved + 1
+  end
+end
+if moved > 0 then redis.call('ZADD', KEYS[3], 0, ARGV[1]) end
+return moved
+"""
+)
+"""Devices to which their command goes once more, with its id."""
 
 # KEYS: run, chunk, deadlines. ARGV: chunk number, timeout ms.
 NEXT_DEADLINE: Final = Script(
@@ -206,7 +277,9 @@ local first = false
 for _, packed in ipairs(redis.call('HVALS', KEYS[2])) do
   local record = cmsgpack.unpack(packed)
   local rank = rank_of(record[OUTCOME])
-  if rank > RANKS.sending and rank < FINAL and (not first or record[AT] < first) then first = record[AT] end
+  local waited_for = record[CODE] == 'undelivered'
+  local is_under_way = rank > RANKS.sending and rank < FINAL and not waited_for
+  if is_under_way and (not first or record[AT] < first) then first = record[AT] end
 end
 if first then redis.call('ZADD', KEYS[3], first + tonumber(ARGV[2]), ARGV[1])
 else redis.call('ZREM', KEYS[3], ARGV[1]) end

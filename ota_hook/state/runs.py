@@ -20,7 +20,20 @@ from ota_hook.ports import PlanPosition, Taken
 from ota_hook.state.connection import Argument, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
-from ota_hook.state.run_scripts import BEGIN, END_PLAN, MOVE, NEXT_DEADLINE, PLAN, QUEUE, SENT, SET_STATE, TAKE
+from ota_hook.state.run_scripts import (
+    AGAIN,
+    BEGIN,
+    END_PLAN,
+    MOVE,
+    NEXT_DEADLINE,
+    NOTE_UNDELIVERED,
+    PLAN,
+    QUEUE,
+    SENT,
+    SET_STATE,
+    TAKE,
+    WAKE,
+)
 from ota_hook.state.task_scripts import CLOSE_RUN
 from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState
 
@@ -93,7 +106,8 @@ class RedisRuns:
         """See ports.RunStore."""
         await self._keep_head(head)
         with redis_errors("beginning a run"):
-            state, cursor, chunks = await BEGIN.run(self._redis, (self._keys.run(head.id),), (now_ms,))
+            arguments = (now_ms, head.task.retries, head.task.backoff_s * 1000)
+            state, cursor, chunks = await BEGIN.run(self._redis, (self._keys.run(head.id),), arguments)
         return PlanPosition(RunState(as_text(state)), int(cursor or 0), int(chunks or 0))
 
     async def add_chunk(
@@ -136,6 +150,7 @@ class RedisRuns:
         first_id: int,
         most: int,
         pacing: Pacing,
+        stop_after: int,
         is_first: bool,
     ) -> Taken:
         """See ports.RunStore."""
@@ -143,6 +158,7 @@ class RedisRuns:
         arguments = (
             *(chunk, worker, now_ms, lease_ms, most, first_id, int(is_first)),
             *(pacing.rate_per_minute or 0, pacing.ramp_from_per_minute or 0, pacing.max_concurrent or 0),
+            stop_after,
         )
         with redis_errors("taking devices of a run"):
             word, wait_ms, again, taken = await TAKE.run(self._redis, keys, arguments)
@@ -167,13 +183,29 @@ class RedisRuns:
 
     async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
         """See ports.RunStore."""
-        arguments: list[Argument] = [now_ms]
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_later(run_id))
+        arguments: list[Argument] = [chunk, now_ms]
         for device in devices:
             arguments += (as_bytes(device.identifier), device.outcome.value, as_bytes(device.code), device.at_ms)
         with redis_errors("noting outcomes"):
-            return int(
-                await MOVE.run(self._redis, (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk)), arguments)
-            )
+            return int(await MOVE.run(self._redis, keys, arguments))
+
+    async def wake(self, run_id: str, *, now_ms: int) -> None:
+        """See ports.RunStore."""
+        with redis_errors("looking for retries"):
+            await WAKE.run(self._redis, (self._keys.run_unsent(run_id), self._keys.run_later(run_id)), (now_ms,))
+
+    async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk))
+        with redis_errors("noting what was not delivered"):
+            await NOTE_UNDELIVERED.run(self._redis, keys, [as_bytes(one) for one in identifiers])
+
+    async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
+        """See ports.RunStore."""
+        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
+        with redis_errors("sending commands again"):
+            return int(await AGAIN.run(self._redis, keys, (chunk, now_ms, *map(as_bytes, identifiers))))
 
     async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
         """See ports.RunStore."""
@@ -208,6 +240,7 @@ class RedisRuns:
             self._keys.run(head.id),
             self._keys.run_unsent(head.id),
             self._keys.run_deadlines(head.id),
+            self._keys.run_later(head.id),
             *(self._keys.run_chunk(head.id, chunk) for chunk in range(chunks)),
         ]
         with redis_errors("closing a run"):
@@ -232,6 +265,7 @@ def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
         started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
         finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
         total=int(fields.get(b"total", 0)),
+        retried=int(fields.get(b"retried", 0)),
         counters={
             outcome: count for outcome in Outcome if (count := int(fields.get(f"n:{outcome.value}".encode(), 0)))
         },

@@ -24,7 +24,15 @@ from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
 from ota_hook.ports import DeviceDone
-from tests.doubles import CountingIds, FixedSnapshot, MemoryDevices, MemoryOffers, make_firmware, make_snapshot
+from tests.doubles import (
+    CountingIds,
+    FixedSnapshot,
+    MemoryDevices,
+    MemoryOffers,
+    MemoryPresence,
+    make_firmware,
+    make_snapshot,
+)
 from tests.integration.grpc_socket import DATA, END_STREAM, GOAWAY, HEADERS, SocketClient, socket_client
 from tests.integration.waiting import eventually
 from tests.session_client import Headers, broker_headers, framed
@@ -67,6 +75,7 @@ def make_provider(devices: MemoryDevices | None = None) -> HookProvider:
         snapshots=FixedSnapshot(make_snapshot(make_firmware("F", "2.0"))),
         devices=devices,
         offers=MemoryOffers(devices),
+        presence=MemoryPresence(),
         command_ids=CountingIds(),
         publisher=None,
         metrics=HookMetrics(),

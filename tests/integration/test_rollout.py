@@ -23,6 +23,7 @@ from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Interval, Once, Outcome, Package, Rule
 from ota_hook.ports import DeviceEntry, Report
+from ota_hook.progress import UNDELIVERED, Said
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
@@ -31,6 +32,7 @@ from ota_hook.rollout.worker import Worker
 from ota_hook.state.catalogue import RedisCatalogue
 from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.devices import RedisDevices
+from ota_hook.state.hot import HotPresence
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.run_events import RedisRunEvents
@@ -96,6 +98,7 @@ class Deployment:
         self.runs = RedisRuns(redis, keys)
         self.broker = Broker()
         self.shift_ms = 0
+        self.knows_presence = False
         self._workers: list[asyncio.Task[None]] = []
 
     def clock_ms(self) -> int:
@@ -126,6 +129,8 @@ class Deployment:
             ),
             keeper=Keeper(
                 snapshots=self.catalogue,
+                devices=self.devices,
+                waits_for_absent=self.knows_presence,
                 offers=self.offers,
                 runs=self.runs,
                 queue=queue,
@@ -442,3 +447,137 @@ async def test_a_schedule_that_was_missed_runs_once_or_is_skipped_as_the_task_sa
     found, _ = await deployed.runs.page_runs(task_id=task.id, before=None, limit=10)
     assert len(found) == runs
     assert [skip.reason for skip in await deployed.tasks.load_skips(task.id)] == ["missed"] * (1 - runs)
+
+
+# ---- tracking
+
+
+def said(outcome: Outcome, code: str = "", *, command_id: int | None = None) -> Said:
+    return Said(command_id, "main", outcome, code)
+
+
+async def test_what_a_device_says_moves_it_and_never_back(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    (command_id,) = deployed.broker.ids[name]
+    assert isinstance(command_id, int)
+    for step in (Outcome.DELIVERED, Outcome.DOWNLOADED, Outcome.DOWNLOADING):
+        deployed.hook.offers.track_offer(name, said(step, command_id=command_id), at_ms=deployed.clock_ms())
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.DOWNLOADED: 1})
+    (state,) = await deployed.devices.load_devices([name])
+    assert state is not None
+    assert [offer.outcome for offer in state.open_offers] == [Outcome.DOWNLOADED]
+    deployed.hook.offers.track_offer(name, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+    deployed.hook.offers.track_offer(name, said(Outcome.REJECTED, "busy"), at_ms=deployed.clock_ms())
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.FAILED: 1}
+    assert (await deployed.records(run_id))[name].code == "flash_failed"
+    counters = (await deployed.offers.load_counters([FIRMWARE.id]))[FIRMWARE.id]
+    assert counters == {"offered": 1, "delivered": 1, "downloaded": 1, "failed": 1}
+
+
+async def test_a_reply_to_another_command_moves_nothing(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    deployed.hook.offers.track_offer(name, said(Outcome.FAILED, command_id=7), at_ms=deployed.clock_ms())
+    await deployed.hook.noted()
+    await asyncio.sleep(0.2)
+    assert (await deployed.run(run_id)).counters == {Outcome.OFFERED: 1}
+
+
+async def test_a_device_that_was_away_gets_the_same_command_when_it_comes_back(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    deployed.knows_presence = True
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    deployed.hook.offers.track_offer(name, said(Outcome.OFFERED, UNDELIVERED), at_ms=deployed.clock_ms())
+    await eventually(lambda: is_waited_for(deployed, run_id, name))
+    deployed.shift_ms = 120_000  # beyond the device's time
+    await asyncio.sleep(1.5)
+    assert (await deployed.run(run_id)).counters == {Outcome.OFFERED: 1}
+    presence = HotPresence(deployed.hook.pipes, deployed.keys)
+    presence.come(name, "c1", at_ms=deployed.clock_ms())
+    await eventually(lambda: len(deployed.broker.commands) == 2)
+    assert len(deployed.broker.ids[name]) == 1
+    presence.come(name, "c2", at_ms=deployed.clock_ms())
+    await asyncio.sleep(1.5)
+    assert len(deployed.broker.commands) == 2
+    await deployed.report(name, "2.0")
+    assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.SUCCEEDED: 1}
+
+
+async def is_waited_for(deployed: Deployment, run_id: str, name: str) -> bool:
+    return (await deployed.records(run_id))[name].code == UNDELIVERED
+
+
+async def test_a_device_that_had_its_command_times_out_and_one_that_is_away_is_waited_for(
+    deployed: Deployment,
+) -> None:
+    here, away, asleep = await deployed.add_devices(3)
+    deployed.knows_presence = True
+    HotPresence(deployed.hook.pipes, deployed.keys).come(here, "c1", at_ms=deployed.clock_ms())
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3})
+    deployed.hook.offers.track_offer(asleep, said(Outcome.DELIVERED), at_ms=deployed.clock_ms())
+    await deployed.until(run_id, lambda run: run.counters.get(Outcome.DELIVERED) == 1)
+    deployed.shift_ms = 61_000
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.TIMED_OUT: 2, Outcome.OFFERED: 1})
+    assert await is_waited_for(deployed, run_id, away)
+    deployed.shift_ms = (TASK.expires_s + 60) * 1_000
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.TIMED_OUT: 3}
+
+
+async def test_only_the_connection_that_is_noted_can_go(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    presence = HotPresence(deployed.hook.pipes, deployed.keys)
+    presence.come(name, "new", at_ms=1)
+    presence.go(name, "old")
+    presence.come("stranger", "c", at_ms=1)
+    await deployed.hook.noted()
+    assert await deployed.devices.load_presence([name, "stranger"]) == [True, False]
+    presence.go(name, "new")
+    await deployed.hook.noted()
+    assert await deployed.devices.load_presence([name]) == [False]
+
+
+# ---- stops
+
+
+async def test_a_firmware_that_fails_everywhere_stops_its_run_before_many_have_it(deployed: Deployment) -> None:
+    await deployed.add_devices(500)
+
+    async def fail(device: str, command: dict[str, object]) -> None:
+        deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+
+    deployed.broker.on_command = fail
+    await deployed.start_worker("one")
+    await deployed.start_worker("two")
+    run_id = await deployed.run_now(replace(TASK, stop_percent=20, stop_after=20))
+    run = await deployed.reached(run_id, RunState.STOPPED)
+    assert "stops at 20 %" in run.reason
+    await asyncio.sleep(1)
+    assert len(deployed.broker.ids) <= 100
+    await deployed.until(run_id, lambda run: Outcome.SENDING not in run.counters)
+
+
+async def test_a_few_failures_among_many_successes_stop_nothing(deployed: Deployment) -> None:
+    await deployed.add_devices(100)
+
+    async def answer(device: str, command: dict[str, object]) -> None:
+        if device.endswith("7"):
+            deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "busy"), at_ms=deployed.clock_ms())
+        else:
+            await deployed.report(device, "2.0")
+
+    deployed.broker.on_command = answer
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, stop_percent=30, stop_after=10))
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.SUCCEEDED: 90, Outcome.FAILED: 10}

@@ -66,6 +66,7 @@ async def take(
     first_id: int = 100,
     most: int = 10,
     pacing: Pacing | None = None,
+    stop_after: int = 0,
     is_first: bool = True,
 ) -> tuple[str, list[RunDevice], list[RunDevice]]:
     taken = await runs.take(
@@ -77,6 +78,7 @@ async def take(
         first_id=first_id,
         most=most,
         pacing=pacing or Pacing(),
+        stop_after=stop_after,
         is_first=is_first,
     )
     return taken.word, sorted(taken.again), sorted(taken.devices)
@@ -423,3 +425,42 @@ async def test_a_queue_that_was_lost_is_opened_again(redis: Redis, keys: Keys) -
     await one.claim(most=5, block_ms=10)
     await one.add("RUN", None)
     assert len(await one.claim(most=5, block_ms=50)) == 1
+
+
+# ---- retries and stops
+
+
+async def test_a_device_that_failed_is_planned_again_and_waits_twice_as_long_each_time(runs: RedisRuns) -> None:
+    head = replace(HEAD, task=replace(TASK, retries=2, backoff_s=10))
+    await start(runs, "a", head=head)
+    now_ms, ids = 1_000, set()
+    for wait_ms in (10_000, 20_000):
+        _, _, (device,) = await take(runs, now_ms=now_ms)
+        ids.add(device.command_id)
+        await runs.mark_sent(HEAD.id, 0, [became(device, Outcome.OFFERED)], now_ms=now_ms, timeout_ms=60_000)
+        await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed")], now_ms=now_ms)
+        assert await counters(runs) == {Outcome.PLANNED: 1}
+        assert (await take(runs, now_ms=now_ms + wait_ms - 1))[0] == "done"
+        await runs.wake(HEAD.id, now_ms=now_ms + wait_ms - 1)
+        assert await runs.queue_chunks(HEAD.id, now_ms=now_ms + 10**6, stale_ms=1, most=9) == []
+        now_ms += wait_ms
+        await runs.wake(HEAD.id, now_ms=now_ms)
+        assert await runs.queue_chunks(HEAD.id, now_ms=now_ms, stale_ms=1, most=9) == [0]
+    _, _, (device,) = await take(runs, now_ms=now_ms)
+    await runs.mark_sent(HEAD.id, 0, [became(device, Outcome.OFFERED)], now_ms=now_ms, timeout_ms=60_000)
+    await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed")], now_ms=now_ms)
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    assert (run.state, run.retried, run.counters) == (RunState.COMPLETED, 2, {Outcome.FAILED: 1})
+    assert ids == {device.command_id}
+
+
+async def test_a_run_that_may_stop_goes_no_further_ahead_than_twice_what_succeeded(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number:02}" for number in range(60)))
+    _, _, first = await take(runs, most=50, stop_after=5)
+    assert len(first) == 10
+    sent = [became(device, Outcome.OFFERED) for device in first]
+    await runs.mark_sent(HEAD.id, 0, sent, now_ms=2_000, timeout_ms=60_000)
+    assert (await take(runs, most=50, stop_after=5, is_first=False))[2] == []
+    await runs.move(HEAD.id, 0, [became(device, Outcome.SUCCEEDED) for device in first], now_ms=3_000)
+    assert len((await take(runs, most=50, stop_after=5, is_first=False))[2]) == 20

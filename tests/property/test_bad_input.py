@@ -15,7 +15,15 @@ from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, ValuedRes
 from ota_hook.exhook.provider import HookOptions, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
-from tests.doubles import CountingIds, FixedSnapshot, MemoryDevices, MemoryOffers, make_firmware, make_snapshot
+from tests.doubles import (
+    CountingIds,
+    FixedSnapshot,
+    MemoryDevices,
+    MemoryOffers,
+    MemoryPresence,
+    make_firmware,
+    make_snapshot,
+)
 
 DEVICE = DeviceState(identifier="d1", device_type="tracker", versions={"version": ReportedVersion("1.0", 1)})
 SNAPSHOT = make_snapshot(make_firmware("F", "2.0"))
@@ -43,7 +51,9 @@ payloads = (
     | st.integers(1, 20_000).map(lambda depth: b"[" * depth)
     | st.integers(1, 20_000).map(lambda depth: b'{"version":' * depth + b"1" + b"}" * depth)
 )
-topics = st.sampled_from(["attributes/d1", "event_report/d1", "attributes/d2", "command_send/d1", "attributes/", "/"])
+topics = st.sampled_from(
+    ["attributes/d1", "event_report/d1", "command_reply/d1", "attributes/d2", "command_send/d1", "attributes/", "/"]
+)
 names = st.sampled_from(["d1", "d2", ""]) | st.text(st.characters(exclude_categories=["Cs"]), max_size=140)
 
 
@@ -58,6 +68,7 @@ def handle(request: bytes) -> tuple[bytes, MemoryDevices, HookMetrics]:
         snapshots=FixedSnapshot(SNAPSHOT),
         devices=devices,
         offers=MemoryOffers(devices),
+        presence=MemoryPresence(),
         command_ids=CountingIds(),
         publisher=None,
         metrics=metrics,

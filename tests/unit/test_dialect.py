@@ -41,8 +41,36 @@ def built_in(name: str) -> Dialect:
 
 
 def test_the_hook_asks_for_reports_and_events_and_nothing_else() -> None:
-    assert built_in("eztcloud").topic_filters == ("attributes/+", "event_report/+")
-    assert built_in("typed").topic_filters == ("+/+/attributes", "+/+/event_report")
+    assert built_in("eztcloud").topic_filters == ("attributes/+", "event_report/+", "command_reply/+")
+    assert built_in("typed").topic_filters == ("+/+/attributes", "+/+/event_report", "+/+/command_reply")
+    assert built_in("eztcloud").command_filter == "command_send/+"
+
+
+def test_a_dialect_without_a_reply_topic_hears_no_replies() -> None:
+    dialect = parse_dialect("some", MOUNTED)
+    assert dialect.topic_filters == ("dev/+/attributes/+", "dev/+/event_report/+")
+
+
+@pytest.mark.parametrize(
+    ("topic", "clientid", "device"),
+    [
+        ("dev/c1/command_send/d1", "c1", "d1"),
+        ("dev/c1/command_send/d1", "c2", None),
+        ("dev/c1/event_report/d1", "c1", None),
+        ("command_send/d1", "c1", None),
+    ],
+)
+def test_a_command_topic_tells_whose_it_is(topic: str, clientid: str, device: str | None) -> None:
+    assert parse_dialect("some", MOUNTED).commanded_device(topic, clientid=clientid, username="u") == device
+
+
+def test_a_push_needs_no_more_than_the_device_the_type_and_its_identity() -> None:
+    assert built_in("eztcloud").push_topic("d1", "tracker", identity="username") == "command_send/d1"
+    assert built_in("typed").push_topic("d1", "tracker", identity="username") == "tracker/d1/command_send"
+    mounted = parse_dialect("some", MOUNTED)
+    assert mounted.push_topic("c1", "tracker", identity="clientid") == "dev/c1/command_send/c1"
+    with pytest.raises(BadMessage, match="topic_unusable"):
+        mounted.push_topic("d1", "tracker", identity="username")
 
 
 MOUNTED = {
@@ -55,8 +83,8 @@ MOUNTED = {
 @pytest.mark.parametrize(
     ("templates", "leads"),
     [
-        (BUILT_IN_DIALECTS["eztcloud"], ("attributes/", "event_report/")),
-        (BUILT_IN_DIALECTS["typed"], ("", "")),
+        (BUILT_IN_DIALECTS["eztcloud"], ("attributes/", "event_report/", "command_reply/")),
+        (BUILT_IN_DIALECTS["typed"], ("", "", "")),
         (MOUNTED, ("dev/", "dev/")),
         ({**MOUNTED, "attributes": "{u}/attributes"}, ("", "dev/")),
     ],

@@ -13,8 +13,13 @@ import structlog
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.exhook_pb2 import (
+    ClientConnectedRequest,
+    ClientDisconnectedRequest,
+    ClientInfo,
     LoadedResponse,
     Message,
+    MessageAckedRequest,
+    MessageDroppedRequest,
     MessagePublishRequest,
     ProviderLoadedRequest,
     ValuedResponse,
@@ -24,12 +29,14 @@ from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider, rewrite
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
 from ota_hook.ports import Report
+from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 from tests.doubles import (
     CountingIds,
     FixedSnapshot,
     MemoryDevices,
     MemoryOffers,
+    MemoryPresence,
     RecordingPublisher,
     make_firmware,
     make_snapshot,
@@ -41,6 +48,7 @@ class Hook:
     provider: HookProvider
     devices: MemoryDevices
     offers: MemoryOffers
+    presence: MemoryPresence
     publisher: RecordingPublisher
     metrics: HookMetrics
 
@@ -68,7 +76,7 @@ class Hook:
 def make_hook(snapshot: Snapshot, *, version: str | None = "1.0", **options: object) -> Hook:
     versions = {"version": ReportedVersion(version, 1)} if version else {}
     devices = MemoryDevices({"d1": DeviceState(identifier="d1", device_type="tracker", versions=versions)})
-    offers = MemoryOffers(devices)
+    offers, presence = MemoryOffers(devices), MemoryPresence()
     publisher = RecordingPublisher()
     metrics = HookMetrics()
     defaults: dict[str, object] = {
@@ -80,12 +88,13 @@ def make_hook(snapshot: Snapshot, *, version: str | None = "1.0", **options: obj
         snapshots=FixedSnapshot(snapshot),
         devices=devices,
         offers=offers,
+        presence=presence,
         command_ids=CountingIds(),
         publisher=publisher,
         metrics=metrics,
         clock_ms=lambda: 1_000,
     )
-    return Hook(provider, devices, offers, publisher, metrics)
+    return Hook(provider, devices, offers, presence, publisher, metrics)
 
 
 def answer_of(response: bytes) -> tuple[str, int, dict[str, object]]:
@@ -94,14 +103,23 @@ def answer_of(response: bytes) -> tuple[str, int, dict[str, object]]:
     return valued.message.topic, valued.message.qos, json.loads(valued.message.payload)
 
 
-async def test_the_broker_is_asked_for_publishes_on_our_topics_alone() -> None:
-    hook = make_hook(make_snapshot())
+OURS = [
+    ("message.publish", ["attributes/+", "event_report/+", "command_reply/+"]),
+    ("message.acked", ["command_send/+"]),
+    ("message.dropped", ["command_send/+"]),
+]
+PRESENCE: list[tuple[str, list[str]]] = [("client.connected", []), ("session.resumed", []), ("client.disconnected", [])]
+
+
+@pytest.mark.parametrize(("presence", "hooks"), [(True, OURS + PRESENCE), (False, OURS)])
+async def test_the_broker_is_asked_for_our_topics_and_for_presence_where_that_is_set(
+    presence: bool, hooks: list[tuple[str, list[str]]]
+) -> None:
+    hook = make_hook(make_snapshot(), presence=presence)
     loaded = LoadedResponse.FromString(
         await hook.provider.handle("OnProviderLoaded", ProviderLoadedRequest().SerializeToString())
     )
-    assert [(spec.name, list(spec.topics)) for spec in loaded.hooks] == [
-        ("message.publish", ["attributes/+", "event_report/+"])
-    ]
+    assert [(spec.name, list(spec.topics)) for spec in loaded.hooks] == hooks
 
 
 async def test_an_undecodable_load_is_still_answered() -> None:
@@ -331,3 +349,90 @@ async def test_the_typed_dialect_registers_a_device_where_its_type_says_so() -> 
 def test_an_answer_that_hurts_the_broker_never_leaves(topic: str, qos: int) -> None:
     with pytest.raises(Exception, match="topic_unusable"):
         rewrite(topic, b"{}", qos)
+
+
+# ---- tracking
+
+OFFER_COMMAND = b'{"method":"otaUpgrade","params":{"module":"main","upgrade":true},"id":98310}'
+
+
+def acked(*, topic: str = "command_send/d1", username: str = "d1", payload: bytes = OFFER_COMMAND) -> bytes:
+    client = ClientInfo(clientid="c1", username=username, node="n")
+    return MessageAckedRequest(clientinfo=client, message=Message(topic=topic, payload=payload)).SerializeToString()
+
+
+async def test_the_devices_ack_of_a_command_says_that_it_has_it() -> None:
+    hook = make_hook(make_snapshot())
+    assert await hook.provider.handle("OnMessageAcked", acked()) == b""
+    assert hook.offers.said == [("d1", Said(98_310, None, Outcome.DELIVERED, ""))]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        acked(username="console"),
+        acked(topic="event_report/d1"),
+        acked(payload=b'{"method":"otaUpgrade","params":{"module":"main","upgrade":false},"id":7}'),
+        acked(payload=b"not JSON"),
+        b"\xff",
+    ],
+    ids=["somebody else's", "another topic", "no offer", "not JSON", "not protobuf"],
+)
+async def test_an_ack_that_is_not_the_devices_own_of_an_offer_says_nothing(request_bytes: bytes) -> None:
+    hook = make_hook(make_snapshot())
+    assert await hook.provider.handle("OnMessageAcked", request_bytes) == b""
+    assert hook.offers.said == []
+    assert hook.counted("ota_hook_unanswered_total", reason="fault") == 0
+
+
+async def test_a_command_that_the_broker_dropped_was_not_delivered() -> None:
+    hook = make_hook(make_snapshot())
+    message = Message(topic="command_send/d1", payload=OFFER_COMMAND)
+    dropped = MessageDroppedRequest(message=message, reason="no_subscribers").SerializeToString()
+    assert await hook.provider.handle("OnMessageDropped", dropped) == b""
+    assert hook.offers.said == [("d1", Said(98_310, None, Outcome.OFFERED, "undelivered"))]
+
+
+async def test_a_reply_is_tracked_and_goes_on_unchanged() -> None:
+    hook = make_hook(make_snapshot())
+    reply = '{"method":"otaUpgrade","params":{"ota_result":-2},"id":98310}'
+    assert await hook.publish("command_reply/d1", reply) == IGNORE
+    assert hook.offers.said == [("d1", Said(98_310, None, Outcome.FAILED, "download_failed"))]
+
+
+async def test_a_reply_for_another_device_is_refused() -> None:
+    hook = make_hook(make_snapshot())
+    assert await hook.publish("command_reply/d2", '{"params":{"ota_result":-2},"id":98310}') == IGNORE
+    assert hook.offers.said == []
+    assert hook.counted("ota_hook_bad_messages_total", reason="identity_differs") == 1
+
+
+async def test_progress_is_tracked_and_is_no_check() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")))
+    progress = '{"method":"otaProgress","params":{"module":"main","step":40}}'
+    assert await hook.publish("event_report/d1", progress) == IGNORE
+    assert hook.offers.said == [("d1", Said(None, "main", Outcome.DOWNLOADING, ""))]
+
+
+async def test_presence_follows_the_connection_that_came_last() -> None:
+    hook = make_hook(make_snapshot())
+
+    def client(node: str) -> ClientInfo:
+        return ClientInfo(clientid="c1", username="d1", node=node, peerport=7)
+
+    connected = [ClientConnectedRequest(clientinfo=client(node)).SerializeToString() for node in ("n1", "n2")]
+    gone = ClientDisconnectedRequest(clientinfo=client("n1"), reason="takenover").SerializeToString()
+    assert await hook.provider.handle("OnClientConnected", connected[0]) == b""
+    assert await hook.provider.handle("OnSessionResumed", connected[1]) == b""
+    assert await hook.provider.handle("OnClientDisconnected", gone) == b""
+    assert list(hook.presence.connections) == ["d1"]
+    last = ClientDisconnectedRequest(clientinfo=client("n2"), reason="normal").SerializeToString()
+    assert await hook.provider.handle("OnClientDisconnected", last) == b""
+    assert hook.presence.connections == {}
+
+
+async def test_a_client_that_is_no_device_is_not_noted() -> None:
+    hook = make_hook(make_snapshot())
+    nobody = ClientConnectedRequest(clientinfo=ClientInfo(clientid="c1", username="a/b")).SerializeToString()
+    assert await hook.provider.handle("OnClientConnected", nobody) == b""
+    assert hook.presence.connections == {}
