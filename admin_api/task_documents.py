@@ -14,13 +14,25 @@ from ota_hook.errors import InputError
 from ota_hook.model import Interval, Manual, Once, Repeat, Schedule, Window
 from ota_hook.ports import DeadWork, SkippedDue
 from ota_hook.rollout.schedule import describe, parse_interval, parse_moment, parse_repeat, parse_window
-from ota_hook.task import DEFAULT_EXPIRES_S, DEFAULT_TIMEOUT_S, Missed, Pacing, Run, RunDevice, Task
+from ota_hook.task import (
+    DEFAULT_BACKOFF_S,
+    DEFAULT_EXPIRES_S,
+    DEFAULT_STOP_AFTER,
+    DEFAULT_TIMEOUT_S,
+    Missed,
+    Pacing,
+    Run,
+    RunDevice,
+    Task,
+)
 from ota_hook.task_admission import (
+    BACKOFF_MAX_S,
     CONCURRENT_MAX,
     EXPIRES_MAX_S,
     JITTER_MAX_S,
     RATE_MAX,
     RETRIES_MAX,
+    STOP_AFTER_MAX,
     TARGET_DEVICES_MAX,
     TIMEOUT_MAX_S,
 )
@@ -188,6 +200,16 @@ class TaskFields(Document):
     retries: Annotated[
         int, Field(ge=0, le=RETRIES_MAX, description="So often a device that failed is sent its command again.")
     ] = 0
+    backoff_seconds: Annotated[
+        int, Field(ge=1, le=BACKOFF_MAX_S, description="Before the first retry; twice as long before each next one.")
+    ] = DEFAULT_BACKOFF_S
+    stop_percent: Annotated[
+        int | None,
+        Field(ge=1, le=100, description="A run stops itself when so many per cent of its finished devices failed."),
+    ] = None
+    stop_after: Annotated[
+        int, Field(ge=1, le=STOP_AFTER_MAX, description="So many devices must be finished before it judges.")
+    ] = DEFAULT_STOP_AFTER
 
     def to_task(self, task_id: str, *, now_ms: int) -> Task:
         self.target.require_one()
@@ -211,12 +233,15 @@ class TaskFields(Document):
             timeout_s=self.timeout_seconds,
             expires_s=self.expires_seconds,
             retries=self.retries,
+            backoff_s=self.backoff_seconds,
+            stop_percent=self.stop_percent,
+            stop_after=self.stop_after,
             created_at_ms=now_ms,
         )
 
 
 NULLABLE_TASK_FIELDS: Final = (
-    *("version_attribute", "module", "window"),
+    *("version_attribute", "module", "window", "stop_percent"),
     *("rate_per_minute", "ramp_from_per_minute", "max_concurrent"),
 )
 """Null is a value of these: not set."""
@@ -241,6 +266,9 @@ def task_fields(task: Task) -> dict[str, Any]:
         "timeout_seconds": task.timeout_s,
         "expires_seconds": task.expires_s,
         "retries": task.retries,
+        "backoff_seconds": task.backoff_s,
+        "stop_percent": task.stop_percent,
+        "stop_after": task.stop_after,
     }
 
 
@@ -264,6 +292,9 @@ class TaskCopy(BaseModel):
     timeout_seconds: int
     expires_seconds: int
     retries: int
+    backoff_seconds: int
+    stop_percent: int | None
+    stop_after: int
     created_at: str | None
     revision: int
 
@@ -327,7 +358,8 @@ class RunFields(Document):
 
 class RunOut(BaseModel):
     """A run. `counters` says how many devices are at each outcome; they add up to `total`, which grows until it is
-    `planned`. `due`: the due time that it was made for, null where somebody asked.
+    `planned`. `retried`: how often a device that failed was planned again. `due`: the due time that it was made for,
+    null where somebody asked.
     """
 
     id: str
@@ -337,6 +369,7 @@ class RunOut(BaseModel):
     reason: str | None
     planned: bool
     total: int
+    retried: int
     counters: dict[str, int]
     due: str | None
     created_at: str | None
@@ -358,6 +391,7 @@ def _run_fields(run: Run) -> dict[str, Any]:
         "reason": run.reason or None,
         "planned": run.is_planned,
         "total": run.total,
+        "retried": run.retried,
         "counters": {outcome.value: count for outcome, count in run.counters.items()},
         "due": _moment(head.due_at_ms),
         "created_at": rfc3339(head.created_at_ms),

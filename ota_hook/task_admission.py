@@ -21,6 +21,8 @@ JITTER_MAX_S: Final = 20
 TIMEOUT_MAX_S: Final = 30 * 86_400
 EXPIRES_MAX_S: Final = 365 * 86_400
 RETRIES_MAX: Final = 10
+BACKOFF_MAX_S: Final = 86_400
+STOP_AFTER_MAX: Final = 1_000_000
 
 
 def admit_task(

@@ -68,6 +68,9 @@ async def test_a_task_has_its_documented_defaults(admin: Admin) -> None:
         "timeout_seconds": 3600,
         "expires_seconds": 604800,
         "retries": 0,
+        "backoff_seconds": 300,
+        "stop_percent": None,
+        "stop_after": 20,
         "revision": 1,
         "next_due": None,
         "open_run": None,
@@ -94,6 +97,9 @@ async def test_every_field_of_a_task_is_kept(admin: Admin) -> None:
         "timeout_seconds": 900,
         "expires_seconds": 86400,
         "retries": 2,
+        "backoff_seconds": 60,
+        "stop_percent": 20,
+        "stop_after": 5,
     }
     document = checked(await admin.api.post("/tasks", json=fields), 201)
     assert {name: document[name] for name in fields} == fields
@@ -166,6 +172,7 @@ async def test_an_interval_counts_from_now_where_nothing_else_is_said(admin: Adm
         ({"timeout_seconds": 0}, "timeout_seconds"),
         ({"expires_seconds": "long"}, "expires_seconds"),
         ({"retries": 11}, "retries"),
+        ({"stop_percent": 0}, "stop_percent"),
         ({"next_due": None}, "next_due"),
         ({"revision": 1}, "revision"),
     ],
