@@ -32,7 +32,7 @@ from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import Once
 from ota_hook.ports import RunMade, StoredTask
 from ota_hook.rollout.schedule import next_due
-from ota_hook.task import Run, RunHead, Task
+from ota_hook.task import Run, RunHead, RunState, Task
 from ota_hook.task_admission import admit_task
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
@@ -252,7 +252,7 @@ async def delete_task(context: Context, task_id: str, conditions: Conditions) ->
         conditions.require(revision_etag(stored.task.revision))
         (open_run,) = await context.tasks.load_open_runs([task_id])
         if open_run is not None:
-            raise ConflictError(f"The task's run {open_run} is open.", mend="Cancel it first, or wait for its end.")
+            await _close_completed(context, open_run)
         try:
             await context.tasks.delete_task(task_id, expected=stored.stored)
         except ConflictError as exc:
@@ -320,11 +320,25 @@ async def _make_run(context: AdminContext, task_id: str, run_id: str, chosen: tu
         now_ms = context.now_ms()
         head = RunHead(id=run_id, task=stored.task, created_at_ms=now_ms, devices=chosen)
         made = await context.tasks.create_run(head, expected=stored.stored, now_ms=now_ms)
-        if made.word == "open":
-            raise ConflictError(f"The task's run {made.run_id} is open.", mend="Wait for its end, or cancel it.")
         if made.word == "created":
             return made
+        if made.word == "open":
+            await _close_completed(context, made.run_id)
     raise ConflictError("The task was changed meanwhile, again and again.", mend="Try again.")
+
+
+async def _close_completed(context: AdminContext, run_id: str) -> None:
+    """A worker closes a run that is over, within a second; who comes sooner need not wait for it.
+
+    ConflictError for one that is not over, or whose devices a worker has yet to cancel.
+    """
+    run = await context.runs.load_run(run_id)
+    if run is not None:
+        if run.state is not RunState.COMPLETED:
+            raise ConflictError(
+                f"The task's run {run_id} is open ({run.state.value}).", mend="Wait for its end, or cancel it."
+            )
+        await context.runs.close(run.head)
 
 
 async def _require_in_target(context: AdminContext, task: Task, chosen: tuple[str, ...]) -> None:
