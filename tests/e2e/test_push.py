@@ -67,7 +67,7 @@ async def reported(operator: httpx.Client, device_type: str, count: int) -> None
 
     def is_known() -> bool:
         found = operator.get(f"/device-types/{device_type}/versions").json()
-        return sum(entry["devices"] for entry in found["versions"]) == count
+        return bool(sum(entry["devices"] for entry in found["versions"]) == count)
 
     await asyncio.to_thread(until, is_known, seconds=30)
 
