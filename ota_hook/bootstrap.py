@@ -38,11 +38,14 @@ from ota_hook.exhook.workers import WorkerPool, on_parent_gone
 from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
+from ota_hook.ports import Publisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
 from ota_hook.rollout.sender import Sender, SendOptions
+from ota_hook.rollout.teller import Teller
+from ota_hook.rollout.watch import FirmwareWatch, StopRule
 from ota_hook.rollout.worker import Worker
 from ota_hook.settings import Listen, Settings
 from ota_hook.standin.redis import embedded_redis
@@ -56,16 +59,19 @@ from ota_hook.state.heartbeat import Heartbeat
 from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers, HotPresence
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.keys import Keys
+from ota_hook.state.notices import RedisNotices
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.pipes import PipeSet
 from ota_hook.state.primaries import Primaries
 from ota_hook.state.run_events import RedisRunEvents
 from ota_hook.state.runs import RedisRuns
+from ota_hook.state.stops import RedisFirmwareStops
 from ota_hook.state.tasks import RedisTasks
 from ota_hook.state.work import LEASE_MS, RedisWorkQueue
 
 if TYPE_CHECKING:
     from ota_hook.exhook.grpcio_listener import GrpcioListener
+    from ota_hook.publish.emqx_api import EmqxApiPublisher
 
 _log = structlog.get_logger("ota_hook.bootstrap")
 _GC_THRESHOLDS: Final = (5_000, 50, 1_000)
@@ -279,12 +285,17 @@ async def _open_layout(redis: RedisClient, settings: Settings) -> Keys:
 # ---- the hook
 
 
-def _make_publisher(settings: Settings) -> MqttPublisher | None:
+def _make_publisher(settings: Settings) -> MqttPublisher | EmqxApiPublisher | None:
+    url, key, secret = settings.emqx_api_url, settings.emqx_api_key, settings.emqx_api_secret
+    if settings.publisher == "emqx_api" and url is not None and key is not None and secret is not None:
+        from ota_hook.publish.emqx_api import EmqxApiPublisher  # noqa: PLC0415 - httpx takes long to import
+
+        return EmqxApiPublisher(url, key=key, secret=secret.get_secret_value())
     return None if settings.mqtt_url is None else MqttPublisher(settings.mqtt_url.get_secret_value())
 
 
 @asynccontextmanager
-async def _run_hook(settings: Settings, state: _State, publisher: MqttPublisher | None) -> AsyncIterator[str]:
+async def _run_hook(settings: Settings, state: _State, publisher: Publisher | None) -> AsyncIterator[str]:
     """Serve ExHook; yields the address that the broker connects to."""
     async with AsyncExitStack() as stack:
         pipes = PipeSet(state.primaries, budget_ms=settings.answer_budget_ms)
@@ -453,6 +464,7 @@ async def _run_worker_role(settings: Settings, state: _State) -> AsyncIterator[N
     clock_ms = _clock_ms
     queue = RedisWorkQueue(state.redis, state.keys, consumer=consumer)
     events = RedisRunEvents(state.redis, state.keys, consumer=consumer)
+    notices = RedisNotices(state.redis, state.keys, consumer=consumer)
     await queue.open()
     await events.open()
     sender = Sender(
@@ -486,17 +498,32 @@ async def _run_worker_role(settings: Settings, state: _State) -> AsyncIterator[N
             offers=state.offers,
             runs=state.runs,
             queue=queue,
+            notices=notices,
             clock_ms=clock_ms,
         ),
         scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=clock_ms),
+        watch=FirmwareWatch(
+            StopRule(settings.stop_percent, settings.stop_after),
+            catalogue=state.catalogue,
+            offers=state.offers,
+            stops=RedisFirmwareStops(state.redis, state.keys),
+            notices=notices,
+            clock_ms=clock_ms,
+        ),
         clock_ms=clock_ms,
     )
-    await publisher.start()
-    try:
-        async with _background(worker.run()):
-            yield
-    finally:
-        await publisher.stop()
+    async with AsyncExitStack() as stack:
+        await publisher.start()
+        stack.push_async_callback(publisher.stop)
+        await stack.enter_async_context(_background(worker.run()))
+        if settings.webhook_url is not None and settings.webhook_secret is not None:
+            from ota_hook.publish.webhook import Webhook  # noqa: PLC0415 - httpx takes long to import
+
+            await notices.open()
+            webhook = Webhook(settings.webhook_url, settings.webhook_secret.get_secret_value())
+            stack.push_async_callback(webhook.aclose)
+            await stack.enter_async_context(_background(Teller(notices, webhook).run()))
+        yield
 
 
 def _clock_ms() -> int:

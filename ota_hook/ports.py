@@ -11,7 +11,7 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import CatalogueChange, DeviceState, OpenOffer, Outcome, Package, SettledOffer
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
-from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
+from ota_hook.task import FirmwareStop, Pacing, Run, RunDevice, RunHead, RunMove, RunState, Task
 
 
 class SnapshotSource(Protocol):
@@ -284,9 +284,27 @@ class Catalogue(Protocol):
         ...
 
 
+class Message(NamedTuple):
+    """What is published: a command's text, to one device's topic."""
+
+    topic: str
+    payload: bytes
+    qos: int
+
+
 class Publisher(Protocol):
+    """Publishes to the broker. What one caller publishes to one topic arrives in that order."""
+
     async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
         """Publish one command; returns when the broker took it (qos 1: its ack). Raises DependencyError."""
+        ...
+
+    async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
+        """Publish some hundred or thousand at once, far cheaper than one by one; returns when each has its result.
+
+        The results stand in the order of the messages: None where the broker took it. Nothing is sent a second time;
+        where an error has `maybe_written` the broker may have taken the message all the same.
+        """
         ...
 
 
@@ -533,11 +551,13 @@ class RunStore(Protocol):
         most: int,
         pacing: Pacing,
         stop_after: int,
+        stop_percent: int,
         is_first: bool,
     ) -> Taken:
         """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind.
 
-        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded.
+        With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded, and
+        the run is stopped as by `stop_if_it_fails`.
         """
         ...
 
@@ -580,6 +600,14 @@ class RunStore(Protocol):
         """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause."""
         ...
 
+    async def is_news(self, run_id: str, state: RunState) -> bool:
+        """Whether nobody asked this before of that run and state: who did tells others."""
+        ...
+
+    async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
+        """Stop the run where so many per cent of `stop_after` or more finished devices failed or timed out."""
+        ...
+
     async def close(self, head: RunHead) -> None:
         """A run in a final state: the task may have another, and the records are kept for 90 days."""
         ...
@@ -613,6 +641,58 @@ class RunEvents(Protocol):
         ...
 
     async def finish(self, entries: Sequence[str]) -> None: ...
+
+
+class FirmwareStops(Protocol):
+    """Firmware that fails, and what was stopped for it. Raises DependencyError."""
+
+    async def load_failing(self) -> list[str]:
+        """Firmware that failed somewhere since it was last `settle`d."""
+        ...
+
+    async def load_stops(self, firmware_ids: Sequence[str]) -> list[FirmwareStop | None]:
+        """The last stop of each."""
+        ...
+
+    async def put_stop(self, firmware_id: str, stop: FirmwareStop) -> None: ...
+
+    async def settle(self, firmware_id: str) -> None:
+        """It was looked at; call it before its counters are read."""
+        ...
+
+
+class Notices(Protocol):
+    """What people outside shall hear of. Raises DependencyError."""
+
+    async def add(self, kind: str, facts: Mapping[str, object]) -> None:
+        """Tell it, at least once, soon."""
+        ...
+
+
+class Notice(NamedTuple):
+    """One notice. `attempt` counts from 1; `id` stays the same when it is told again."""
+
+    id: str
+    attempt: int
+    body: dict[str, object]
+
+
+class NoticeSource(Protocol):
+    """Notices that were not told yet. Raises DependencyError."""
+
+    async def read(self, *, most: int, block_ms: int) -> list[Notice]:
+        """What is to be told now; one that is not finished comes again, half a minute later."""
+        ...
+
+    async def finish(self, notices: Sequence[Notice]) -> None:
+        """They were told, or are given up."""
+        ...
+
+
+class Listener(Protocol):
+    async def tell(self, notice_id: str, body: dict[str, object]) -> None:
+        """Tell it once. DependencyError where it was not heard."""
+        ...
 
 
 class WorkQueue(Protocol):

@@ -148,7 +148,7 @@ class Settings(BaseModel):
     reply: Literal["rewrite", "publish"] = Field(
         default="rewrite",
         description="`rewrite` answers a check in place; `publish` leaves the event to its other subscribers and sends"
-        " the command through `mqtt_url`.",
+        " the command through `publisher`.",
     )
     presence: bool = Field(
         default=True,
@@ -157,6 +157,30 @@ class Settings(BaseModel):
     )
     mqtt_url: SecretStr | None = Field(
         default=None, description="`mqtt://` or `mqtts://` of the broker, for commands that are published."
+    )
+    publisher: Literal["mqtt", "emqx_api"] = Field(
+        default="mqtt",
+        description="How commands are published: `mqtt` through `mqtt_url`, or `emqx_api` through EMQX's REST API.",
+    )
+    emqx_api_url: BaseUrl | None = Field(
+        default=None, description="The address of EMQX's REST API, before `/api/v5`, as in `http://10.0.0.7:18083`."
+    )
+    emqx_api_key: str | None = Field(default=None, description="An API key of EMQX that may publish.")
+    emqx_api_secret: SecretStr | None = Field(default=None, description="Its secret.")
+    stop_percent: int = Field(
+        default=50,
+        ge=1,
+        le=100,
+        description="A firmware is disabled when so many per cent of the devices that finished failed or timed out.",
+    )
+    stop_after: int = Field(
+        default=20, ge=1, le=1_000_000, description="Not before so many devices finished, counted since its last stop."
+    )
+    webhook_url: BaseUrl | None = Field(
+        default=None, description="Where is told (POST) that a run ended or that a firmware or run stopped itself."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs it: `OTA-Hook-Signature` (docs/pushes.md)."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     log_format: Literal["auto", "console", "json"] = Field(
@@ -188,6 +212,12 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_webhook(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret is None):
+            raise ValueError("OTA_HOOK_WEBHOOK_URL and OTA_HOOK_WEBHOOK_SECRET go together")
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.admin_tls_listen is not None and (self.admin_tls_cert is None or self.admin_tls_key is None):
             raise ValueError("OTA_HOOK_ADMIN_TLS_LISTEN needs OTA_HOOK_ADMIN_TLS_CERT and OTA_HOOK_ADMIN_TLS_KEY")
@@ -206,7 +236,17 @@ class Settings(BaseModel):
             raise ValueError(
                 "OTA_HOOK_HOOK_WORKERS: the grpcio transport is the reference for tests and has one worker"
             )
-        if self.reply == "publish" and self.mqtt_url is None:
+        return self
+
+    @model_validator(mode="after")
+    def _check_publisher(self) -> Self:
+        api = (self.emqx_api_url, self.emqx_api_key, self.emqx_api_secret)
+        if self.publisher == "emqx_api" and None in api:
+            raise ValueError(
+                "OTA_HOOK_PUBLISHER=emqx_api needs OTA_HOOK_EMQX_API_URL, OTA_HOOK_EMQX_API_KEY and"
+                " OTA_HOOK_EMQX_API_SECRET"
+            )
+        if self.reply == "publish" and self.publisher == "mqtt" and self.mqtt_url is None:
             raise ValueError("OTA_HOOK_REPLY=publish needs OTA_HOOK_MQTT_URL")
         return self
 

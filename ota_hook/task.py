@@ -136,6 +136,16 @@ class RunDevice(NamedTuple):
     code: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirmwareStop:
+    """A firmware that was taken out of force because it failed too often. The counts are those of that moment."""
+
+    reason: str
+    at_ms: int
+    failed: int
+    finished: int
+
+
 class RunMove(NamedTuple):
     """What became of an offer that belongs to a run. `at_ms` 0: just now."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ota_hook._device_set import DeviceSet
@@ -20,7 +20,7 @@ from ota_hook.model import (
     Rule,
     SettledOffer,
 )
-from ota_hook.ports import DeviceDone, Report
+from ota_hook.ports import DeviceDone, Message, Report
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 
@@ -159,3 +159,7 @@ class RecordingPublisher:
 
     async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
         self.published.append((topic, payload, qos))
+
+    async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
+        self.published += messages
+        return [None] * len(messages)

@@ -11,13 +11,14 @@ from typing import Final
 import structlog
 
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
-from ota_hook.ports import DeviceStore, OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.ports import DeviceStore, Notices, OfferStore, RunStore, SnapshotSource, WorkQueue
 from ota_hook.progress import UNDELIVERED
 from ota_hook.rollout.schedule import is_open, next_opening
 from ota_hook.task import Run, RunDevice, RunHead, RunState
 
 QUEUED_CHUNKS: Final = 16
 """Of one run; so many can be worked on at once."""
+_TOLD: Final = frozenset({RunState.STOPPED, RunState.PAUSED, RunState.COMPLETED, RunState.CANCELLED, RunState.FAILED})
 _QUEUE_STALE_MS: Final = 30_000
 _DUE_AT_ONCE: Final = 100
 
@@ -35,6 +36,7 @@ class Keeper:
         offers: OfferStore,
         runs: RunStore,
         queue: WorkQueue,
+        notices: Notices,
         clock_ms: Callable[[], int],
         waits_for_absent: bool,
     ) -> None:
@@ -43,6 +45,7 @@ class Keeper:
         self._offers = offers
         self._runs = runs
         self._queue = queue
+        self._notices = notices
         self._clock_ms = clock_ms
         self._waits_for_absent = waits_for_absent
 
@@ -59,14 +62,18 @@ class Keeper:
         run = await self._runs.load_run(head.id)
         if run is None:
             return
+        await self._tell(run)
         if run.state is RunState.CANCELLED:
             await self._cancel_devices(head)
         if run.state.is_final:
             await self._runs.close(head)
             return
         run = await self._obey_window(run)
-        run = await self._stop_where_it_fails(run)
-        if run.state is RunState.RUNNING:
+        if head.task.stop_percent is not None and await self._runs.stop_if_it_fails(
+            head.id, stop_after=head.task.stop_after, stop_percent=head.task.stop_percent
+        ):
+            _log.warning("run_stopped_itself", run=head.id, task=head.task.id)
+        elif run.state is RunState.RUNNING:
             await self._runs.wake(head.id, now_ms=self._clock_ms())
             chunks = await self._runs.queue_chunks(
                 head.id, now_ms=self._clock_ms(), stale_ms=_QUEUE_STALE_MS, most=QUEUED_CHUNKS
@@ -76,6 +83,20 @@ class Keeper:
         await self._time_out(head)
         if run.is_planned and not run.state.is_final:
             await self._expire(run)
+
+    async def _tell(self, run: Run) -> None:
+        if run.state in _TOLD and await self._runs.is_news(run.head.id, run.state):
+            await self._notices.add(
+                f"run_{run.state.value}",
+                {
+                    "run": run.head.id,
+                    "task": run.head.task.id,
+                    "name": run.head.task.name,
+                    "reason": run.reason,
+                    "counters": {outcome.value: count for outcome, count in run.counters.items()},
+                    "at_ms": self._clock_ms(),
+                },
+            )
 
     async def _obey_window(self, run: Run) -> Run:
         window, now_ms = run.head.task.window, self._clock_ms()
@@ -87,20 +108,6 @@ class Keeper:
             await self._runs.set_state(run.head, RunState.WAITING, of=[RunState.RUNNING], reason=reason, now_ms=now_ms)
         elif run.state is RunState.WAITING and opened and run.is_planned:
             await self._runs.set_state(run.head, RunState.RUNNING, of=[RunState.WAITING], reason="", now_ms=now_ms)
-        return await self._runs.load_run(run.head.id) or run
-
-    async def _stop_where_it_fails(self, run: Run) -> Run:
-        reason = stop_reason(run)
-        if reason is None or run.state not in {RunState.RUNNING, RunState.WAITING}:
-            return run
-        _log.warning("run_stopped_itself", run=run.head.id, task=run.head.task.id, reason=reason)
-        await self._runs.set_state(
-            run.head,
-            RunState.STOPPED,
-            of=[RunState.RUNNING, RunState.WAITING],
-            reason=reason,
-            now_ms=self._clock_ms(),
-        )
         return await self._runs.load_run(run.head.id) or run
 
     # ---- timeouts
@@ -186,18 +193,6 @@ class Keeper:
             offered_at_ms=device.at_ms,
             run_id=head.id,
         )
-
-
-def stop_reason(run: Run) -> str | None:
-    """Why the run must not go on, None where it may."""
-    task = run.head.task
-    if task.stop_percent is None:
-        return None
-    failed = sum(run.counters.get(outcome, 0) for outcome in (Outcome.FAILED, Outcome.TIMED_OUT)) + run.retried
-    finished = failed + run.counters.get(Outcome.SUCCEEDED, 0)
-    if finished < task.stop_after or failed * 100 < task.stop_percent * finished:
-        return None
-    return f"{failed} of {finished} devices that finished failed or timed out; it stops at {task.stop_percent} %."
 
 
 def is_under_way(device: RunDevice) -> bool:

@@ -19,7 +19,7 @@ from ota_hook.dialect import BadMessage, Dialect, upgrade_command
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState, OpenOffer, Outcome
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIdBlocks, DeviceStore, OfferStore, Publisher, RunStore, SnapshotSource
+from ota_hook.ports import CommandIdBlocks, DeviceStore, Message, OfferStore, Publisher, RunStore, SnapshotSource
 from ota_hook.task import RunDevice, RunHead
 
 BATCH: Final = 100
@@ -90,6 +90,7 @@ class Sender:
                 most=BATCH,
                 pacing=head.task.pacing,
                 stop_after=head.task.stop_after if head.task.stop_percent is not None else 0,
+                stop_percent=head.task.stop_percent or 0,
                 is_first=is_first,
             )
             is_first = False
@@ -129,17 +130,13 @@ class Sender:
             else:
                 done.append(prepared)
         known = await self._offers.record_offers([(device.identifier, c.offer) for device, c in commands])
-        sending = [
-            self._publish(head, device, command)
-            for (device, command), is_known in zip(commands, known, strict=True)
-            if is_known
-        ]
+        sending = [one for one, is_known in zip(commands, known, strict=True) if is_known]
         done += [
             device._replace(outcome=Outcome.SKIPPED, code="unknown_device")
             for (device, _), is_known in zip(commands, known, strict=True)
             if not is_known
         ]
-        return done + list(await asyncio.gather(*sending))
+        return done + await self._publish(head, sending)
 
     def _prepare(self, head: RunHead, chunk: int, device: RunDevice, state: DeviceState | None) -> _Command | RunDevice:
         """The command as a check would be answered now; else the device's outcome."""
@@ -167,13 +164,29 @@ class Sender:
         offer = open_offer(decision, device.command_id, offered_at_ms=self._clock_ms())
         return _Command(topic, payload, replace(offer, run_id=head.id, chunk=chunk))
 
-    async def _publish(self, head: RunHead, device: RunDevice, command: _Command) -> RunDevice:
-        device = device._replace(firmware_id=command.offer.firmware_id, from_version=command.offer.from_version)
+    async def _publish(self, head: RunHead, commands: Sequence[tuple[RunDevice, _Command]]) -> list[RunDevice]:
+        messages = [Message(command.topic, command.payload, 1) for _, command in commands]
         if head.task.pacing.jitter_s:
-            await asyncio.sleep(random.uniform(0, head.task.pacing.jitter_s))  # noqa: S311 - spreads devices, no secret
+            results = await asyncio.gather(*(self._publish_late(head, message) for message in messages))
+        else:
+            results = await self._publisher.publish_many(messages)
+        problems = {str(problem) for problem in results if problem is not None}
+        if problems:
+            _log.warning("publish_failed", run=head.id, problem=min(problems), count=sum(map(bool, results)))
+        return [
+            device._replace(
+                outcome=Outcome.OFFERED if problem is None else Outcome.PLANNED,
+                firmware_id=command.offer.firmware_id,
+                from_version=command.offer.from_version,
+                code="",
+            )
+            for (device, command), problem in zip(commands, results, strict=True)
+        ]
+
+    async def _publish_late(self, head: RunHead, message: Message) -> DependencyError | None:
+        await asyncio.sleep(random.uniform(0, head.task.pacing.jitter_s))  # noqa: S311 - spreads devices, no secret
         try:
-            await self._publisher.publish(command.topic, command.payload, qos=1)
+            await self._publisher.publish(message.topic, message.payload, qos=message.qos)
         except DependencyError as exc:
-            _log.warning("publish_failed", run=head.id, problem=str(exc))
-            return device._replace(outcome=Outcome.PLANNED)
-        return device._replace(outcome=Outcome.OFFERED, code="")
+            return exc
+        return None

@@ -21,6 +21,7 @@ from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
 from ota_hook.rollout.sender import Sender
+from ota_hook.rollout.watch import FirmwareWatch
 from ota_hook.task import RunDevice, RunMove, RunState
 
 CONCURRENT_WORK: Final = 8
@@ -48,6 +49,7 @@ class Worker:
         sender: Sender,
         keeper: Keeper,
         scheduler: Scheduler,
+        watch: FirmwareWatch,
         clock_ms: Callable[[], int],
     ) -> None:
         self._queue = queue
@@ -58,6 +60,7 @@ class Worker:
         self._sender = sender
         self._keeper = keeper
         self._scheduler = scheduler
+        self._watch = watch
         self._clock_ms = clock_ms
         self._at_work: dict[asyncio.Task[None], Work] = {}
 
@@ -70,6 +73,7 @@ class Worker:
                 (self._renew, self._lease_ms / 4000),
                 (self._keeper.look_after_all, _ROUND_S),
                 (self._scheduler.make_due_runs, _ROUND_S),
+                (self._watch.look, _ROUND_S),
                 (self._note_events, 0),
             )
         }

@@ -24,6 +24,7 @@ from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, rep
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.offers import (
     COME_BACK,
+    FAILURES,
     GO_AWAY,
     RECORD,
     SETTLE,
@@ -224,6 +225,9 @@ class HotOffers:
         key = self._keys.counters(firmware_id)
         command = pack(("HINCRBY", key, outcome.value, 1))
         self._pipes.of(key).submit(command, self._note_loss)
+        if outcome in FAILURES:
+            failing = self._keys.failing
+            self._pipes.of(failing).submit(pack(("SADD", failing, firmware_id)), self._note_loss)
 
     def _note_loss(self, reply: Any) -> None:  # noqa: ANN401
         if isinstance(reply, Exception):

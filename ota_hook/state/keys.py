@@ -180,6 +180,21 @@ class Keys:
         """Stream: what became of offers that belong to a run."""
         return f"{self.prefix}:{{c}}:run-events"
 
+    @property
+    def failing(self) -> str:
+        """Set: firmware that failed somewhere since somebody looked."""
+        return f"{self.prefix}:{{c}}:failing"
+
+    @property
+    def stops(self) -> str:
+        """Hash: firmware id → JSON of its last stop."""
+        return f"{self.prefix}:{{c}}:stops"
+
+    @property
+    def notices(self) -> str:
+        """Stream: what people outside shall hear of."""
+        return f"{self.prefix}:{{c}}:notices"
+
     def run(self, run_id: str) -> str:
         """Hash: state, times, counters (`n:OUTCOME`) and leases (`l:CHUNK`) of one run."""
         return f"{self.prefix}:{{{run_id}}}:run"

@@ -35,6 +35,8 @@ HISTORY_LENGTH: Final = 20
 RANKS_LUA: Final = "".join(f"{outcome.value}={rank}," for rank, outcome in enumerate(Outcome) if not outcome.is_final)
 """The outcomes that are not final, in their order, as a Lua table."""
 RUN_EVENTS_KEPT: Final = 200_000
+FAILURES: Final = frozenset({Outcome.FAILED, Outcome.TIMED_OUT})
+"""Outcomes that speak against the firmware."""
 CANCEL_BATCH: Final = 500
 
 OFFERS_LUA: Final = f"""
@@ -368,11 +370,13 @@ async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[s
     """Add to the counters of each (firmware, outcome). Not repeated on failure: better lost than counted twice."""
     if not any(counts.values()):
         return
+    failing = [firmware_id for (firmware_id, outcome), count in counts.items() if count and outcome in FAILURES]
     with redis_errors("counting outcomes"):
         await run_commands(
             redis,
             [
                 ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
                 for (firmware_id, outcome), count in counts.items()
-            ],
+            ]
+            + [("SADD", keys.failing, firmware_id) for firmware_id in failing],
         )

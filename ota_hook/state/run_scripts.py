@@ -1,8 +1,8 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
-A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`. The run's hash counts the
-records at each outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes `completed`
-with the last.
+A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`. The run's hash counts
+the records at each outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes
+`completed` with the last.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ local function complete_if_done(run, now)
   if planned and (state == 'running' or state == 'waiting') and tonumber(final) == tonumber(total) then
     redis.call('HSET', run, 'state', 'completed', 'finished', now)
   end
+end
+local function stop_if_it_fails(run, after, percent)
+  local counts = redis.call('HMGET', run, 'n:succeeded', 'n:failed', 'n:timed_out', 'retried')
+  for i = 1, 4 do counts[i] = tonumber(counts[i] or 0) end
+  local failed = counts[2] + counts[3] + counts[4]
+  local finished = failed + counts[1]
+  if finished < after or failed * 100 < percent * finished then return false end
+  local reason = '%d of %d devices that finished failed or timed out; it stops at %d %%.'
+  redis.call('HSET', run, 'before', redis.call('HGET', run, 'state'), 'state', 'stopped',
+             'reason', string.format(reason, failed, finished, percent))
+  return true
 end
 local function move(run, chunk, identifier, record, outcome, code, now)
   redis.call('HINCRBY', run, 'n:' .. record[OUTCOME], -1)
@@ -85,17 +96,20 @@ return chunks
 """The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more."""
 
 # KEYS: run, chunk, unsent. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or 0),
-# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never).
+# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never), stop
+# percent.
 TAKE: Final = Script(
     RUN_LUA
     + """
 local number, worker, now, lease, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local next_id, is_first = tonumber(ARGV[6]), ARGV[7] == '1'
-local rate, ramp, most, stop_after = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local rate, ramp, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local stop_after, stop_percent = tonumber(ARGV[11]), tonumber(ARGV[12])
 local run, field = KEYS[1], 'l:' .. number
 local state, held = unpack(redis.call('HMGET', run, 'state', field))
 local holder, expires = string.match(held or '', '^(.-)|(%d+)$')
 if holder and holder ~= worker and tonumber(expires) > now then return {'held', 0, {}, {}} end
+if state == 'running' and stop_after > 0 and stop_if_it_fails(run, stop_after, stop_percent) then state = 'stopped' end
 if state ~= 'running' then
   redis.call('HDEL', run, field)
   if redis.call('ZSCORE', KEYS[3], number) then redis.call('ZADD', KEYS[3], 0, number) end
@@ -221,6 +235,16 @@ return moved
 """What devices said or what was found out of them: an outcome never goes back.
 
 One that failed, or timed out, is planned once more where the run retries, and waits twice as long each time."""
+
+# KEYS: run. ARGV: stop after, stop percent.
+STOP_IF_IT_FAILS: Final = Script(
+    RUN_LUA
+    + """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'running' and state ~= 'waiting' then return 0 end
+return stop_if_it_fails(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])) and 1 or 0
+"""
+)
 
 # KEYS: unsent, later. ARGV: now.
 WAKE: Final = Script("""

@@ -31,6 +31,7 @@ from ota_hook.state.run_scripts import (
     QUEUE,
     SENT,
     SET_STATE,
+    STOP_IF_IT_FAILS,
     TAKE,
     WAKE,
 )
@@ -151,6 +152,7 @@ class RedisRuns:
         most: int,
         pacing: Pacing,
         stop_after: int,
+        stop_percent: int,
         is_first: bool,
     ) -> Taken:
         """See ports.RunStore."""
@@ -158,7 +160,7 @@ class RedisRuns:
         arguments = (
             *(chunk, worker, now_ms, lease_ms, most, first_id, int(is_first)),
             *(pacing.rate_per_minute or 0, pacing.ramp_from_per_minute or 0, pacing.max_concurrent or 0),
-            stop_after,
+            *(stop_after, stop_percent),
         )
         with redis_errors("taking devices of a run"):
             word, wait_ms, again, taken = await TAKE.run(self._redis, keys, arguments)
@@ -232,6 +234,17 @@ class RedisRuns:
         arguments = ("resumed" if wanted is None else wanted.value, as_bytes(reason), now_ms, *(s.value for s in of))
         ((changed, state),) = await self._writer.write_or_fail(SET_STATE, [((self._keys.run(head.id),), arguments)])
         return bool(changed), RunState(as_text(state))
+
+    async def is_news(self, run_id: str, state: RunState) -> bool:
+        """See ports.RunStore."""
+        with redis_errors("writing a run"):
+            told = await run_command(self._redis, "HSETNX", self._keys.run(run_id), f"told:{state.value}", 1)
+        return bool(told)
+
+    async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
+        """See ports.RunStore."""
+        with redis_errors("looking whether a run fails"):
+            return bool(await STOP_IF_IT_FAILS.run(self._redis, (self._keys.run(run_id),), (stop_after, stop_percent)))
 
     async def close(self, head: RunHead) -> None:
         """See ports.RunStore."""

@@ -63,11 +63,20 @@ class SharedStream:
         self._consumer = consumer
         self._lease_ms = lease_ms
 
-    async def open(self) -> None:
-        """Make the group where it is not there."""
+    async def open(self, *, from_now: bool = False) -> None:
+        """Make the group where it is not there. `from_now`: what is in the stream before it is nobody's."""
         with redis_errors("opening a stream"):
             try:
-                await run_command(self._redis, "XGROUP", "CREATE", self._key, GROUP, "0", "MKSTREAM", key=self._key)
+                await run_command(
+                    self._redis,
+                    "XGROUP",
+                    "CREATE",
+                    self._key,
+                    GROUP,
+                    "$" if from_now else "0",
+                    "MKSTREAM",
+                    key=self._key,
+                )
             except ResponseError as exc:
                 if not str(exc).startswith("BUSYGROUP"):
                     raise

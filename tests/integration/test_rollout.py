@@ -6,12 +6,15 @@ The publisher is a double: it notes each command, and devices answer it as real 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import orjson
 import pytest
@@ -21,22 +24,39 @@ from ulid import ULID
 from ota_hook.decide import decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError
-from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Firmware, Interval, Once, Outcome, Package, Rule
-from ota_hook.ports import DeviceEntry, Report
+from ota_hook.model import (
+    CatalogueChange,
+    DeviceType,
+    DocumentKind,
+    Firmware,
+    Interval,
+    Once,
+    OpenOffer,
+    Outcome,
+    Package,
+    Rule,
+    Window,
+)
+from ota_hook.ports import DeviceEntry, Message, Report
 from ota_hook.progress import UNDELIVERED, Said
+from ota_hook.publish.webhook import Webhook
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
 from ota_hook.rollout.sender import Sender, SendOptions
+from ota_hook.rollout.teller import Teller
+from ota_hook.rollout.watch import FirmwareWatch, StopRule
 from ota_hook.rollout.worker import Worker
 from ota_hook.state.catalogue import RedisCatalogue
 from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.keys import Keys
+from ota_hook.state.notices import RedisNotices
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.run_events import RedisRunEvents
 from ota_hook.state.runs import RedisRuns
+from ota_hook.state.stops import RedisFirmwareStops
 from ota_hook.state.tasks import RedisTasks
 from ota_hook.state.work import RedisWorkQueue
 from ota_hook.task import Missed, Pacing, Run, RunDevice, RunHead, RunState, Task
@@ -65,6 +85,16 @@ class Broker:
     hold: asyncio.Event | None = None
     away: bool = False
     on_command: Callable[[str, dict[str, object]], Awaitable[None]] | None = None
+
+    async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
+        async def publish(message: Message) -> DependencyError | None:
+            try:
+                await self.publish(message.topic, message.payload, qos=message.qos)
+            except DependencyError as exc:
+                return exc
+            return None
+
+        return list(await asyncio.gather(*map(publish, messages)))
 
     async def publish(self, topic: str, payload: bytes, *, qos: int) -> None:
         assert qos == 1
@@ -96,6 +126,8 @@ class Deployment:
         self.offers = RedisOffers(redis, keys)
         self.tasks = RedisTasks(redis, keys)
         self.runs = RedisRuns(redis, keys)
+        self.stops = RedisFirmwareStops(redis, keys)
+        self.notices = RedisNotices(redis, keys, consumer="teller", again_ms=300)
         self.broker = Broker()
         self.shift_ms = 0
         self.knows_presence = False
@@ -134,6 +166,15 @@ class Deployment:
                 offers=self.offers,
                 runs=self.runs,
                 queue=queue,
+                notices=self.notices,
+                clock_ms=self.clock_ms,
+            ),
+            watch=FirmwareWatch(
+                StopRule(50, 20),
+                catalogue=self.catalogue,
+                offers=self.offers,
+                stops=self.stops,
+                notices=self.notices,
                 clock_ms=self.clock_ms,
             ),
             scheduler=Scheduler(self.tasks, new_id=lambda: str(ULID()), clock_ms=self.clock_ms),
@@ -563,7 +604,7 @@ async def test_a_firmware_that_fails_everywhere_stops_its_run_before_many_have_i
     run = await deployed.reached(run_id, RunState.STOPPED)
     assert "stops at 20 %" in run.reason
     await asyncio.sleep(1)
-    assert len(deployed.broker.ids) <= 100
+    assert len(deployed.broker.ids) <= 3 * 20
     await deployed.until(run_id, lambda run: Outcome.SENDING not in run.counters)
 
 
@@ -581,3 +622,116 @@ async def test_a_few_failures_among_many_successes_stop_nothing(deployed: Deploy
     run_id = await deployed.run_now(replace(TASK, stop_percent=30, stop_after=10))
     run = await deployed.reached(run_id, RunState.COMPLETED)
     assert run.counters == {Outcome.SUCCEEDED: 90, Outcome.FAILED: 10}
+
+
+async def test_a_firmware_that_fails_is_taken_out_of_force_for_checks_too(deployed: Deployment) -> None:
+    names = await deployed.add_devices(30)
+    await deployed.notices.open()
+    await deployed.start_worker()
+    for name in names[:19]:
+        await offer_by_check_and_fail(deployed, name)
+    await asyncio.sleep(1.2)
+    assert deployed.catalogue.current.firmware[FIRMWARE.id].enabled
+    await offer_by_check_and_fail(deployed, names[19])
+    await eventually(lambda: not deployed.catalogue.current.firmware[FIRMWARE.id].enabled)
+    await eventually(lambda: has_stop(deployed))
+    (stop,) = await deployed.stops.load_stops([FIRMWARE.id])
+    assert stop is not None
+    assert stop.reason == "20 of 20 devices that finished failed or timed out; a firmware stops at 50 %."
+    told = [notice.body for notice in await deployed.notices.read(most=10, block_ms=100)]
+    assert [(notice["kind"], notice["firmware"], notice["reason"]) for notice in told] == [
+        ("firmware_stopped", FIRMWARE.id, stop.reason)
+    ]
+
+
+async def has_stop(deployed: Deployment) -> bool:
+    return await deployed.stops.load_stops([FIRMWARE.id]) != [None]
+
+
+async def test_a_firmware_that_is_enabled_again_has_another_chance(deployed: Deployment) -> None:
+    names = await deployed.add_devices(45)
+    await deployed.start_worker()
+    for name in names[:20]:
+        await offer_by_check_and_fail(deployed, name)
+    await eventually(lambda: has_stop(deployed))
+    await deployed.edit(replace(FIRMWARE, revision=9))
+    for name in names[20:39]:
+        await offer_by_check_and_fail(deployed, name)
+    await asyncio.sleep(1.2)
+    assert deployed.catalogue.current.firmware[FIRMWARE.id].enabled
+    await offer_by_check_and_fail(deployed, names[39])
+    await eventually(lambda: not deployed.catalogue.current.firmware[FIRMWARE.id].enabled)
+
+
+async def offer_by_check_and_fail(deployed: Deployment, name: str) -> None:
+    """As the hook notes it: an offer without a run, then the device's reply."""
+    offer = OpenOffer(
+        module="main",
+        firmware_id=FIRMWARE.id,
+        version_attribute="version",
+        version="2.0",
+        from_version="1.0",
+        command_ids=(5,),
+        offered_at_ms=deployed.clock_ms(),
+    )
+    await deployed.hook.record(name, offer)
+    deployed.hook.offers.track_offer(name, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+    await deployed.hook.noted()
+
+
+# ---- windows
+
+
+async def test_outside_of_its_window_a_run_waits_and_goes_on_when_it_opens(deployed: Deployment) -> None:
+    await deployed.add_devices(3)
+    now = datetime.now(UTC)
+    opens = now.hour * 60 + now.minute + 30
+    window = Window("UTC", tuple(range(7)), opens % 1_440, (opens + 60) % 1_440)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, window=window))
+    run = await deployed.until(run_id, lambda run: run.state is RunState.WAITING and run.is_planned)
+    await asyncio.sleep(1)
+    assert deployed.broker.commands == []
+    assert "opens" in run.reason
+    deployed.shift_ms = 31 * 60_000
+    run = await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3})
+    assert (run.state, run.reason) == (RunState.RUNNING, "")
+
+
+# ---- notices
+
+
+async def test_a_notice_is_told_again_until_it_is_heard_with_a_signature_that_proves_its_sender(
+    deployed: Deployment,
+) -> None:
+    heard: list[tuple[dict[str, str], bytes]] = []
+    answers = iter([500, 302, 200])
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await reader.readexactly(int(headers["content-length"]))
+        heard.append((headers, body))
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % next(answers))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    webhook = Webhook(f"http://127.0.0.1:{port}/hook", "secret", clock_s=lambda: 1_700_000_000)
+    await deployed.notices.open()
+    telling = asyncio.create_task(Teller(deployed.notices, webhook).run())
+    await deployed.notices.add("run_stopped", {"run": "01J", "name": "夜间"})
+    await eventually(lambda: len(heard) == 3, within_s=10)
+    await asyncio.sleep(0.6)
+    assert len(heard) == 3
+    telling.cancel()
+    await asyncio.gather(telling, return_exceptions=True)
+    await webhook.aclose()
+    server.close()
+    await server.wait_closed()
+    headers, body = heard[2]
+    assert orjson.loads(body) == {"id": headers["ota-hook-id"], "kind": "run_stopped", "run": "01J", "name": "夜间"}
+    assert len({headers["ota-hook-id"] for headers, _ in heard}) == 1
+    expected = hmac.new(b"secret", b"1700000000." + body, hashlib.sha256).hexdigest()
+    assert headers["ota-hook-signature"] == f"t=1700000000,v1={expected}"

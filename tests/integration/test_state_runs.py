@@ -79,6 +79,7 @@ async def take(
         most=most,
         pacing=pacing or Pacing(),
         stop_after=stop_after,
+        stop_percent=100,
         is_first=is_first,
     )
     return taken.word, sorted(taken.again), sorted(taken.devices)

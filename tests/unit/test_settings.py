@@ -69,6 +69,20 @@ def test_the_hook_is_not_opened_beyond_loopback_without_mtls_or_a_word() -> None
     assert load(environ={"OTA_HOOK_HOOK_LISTEN": "[::]:9000", **tls}).hook_listen.host == "::"
 
 
+API = {
+    "OTA_HOOK_PUBLISHER": "emqx_api",
+    "OTA_HOOK_EMQX_API_URL": "http://10.0.0.7:18083",
+    "OTA_HOOK_EMQX_API_KEY": "key",
+    "OTA_HOOK_EMQX_API_SECRET": "do not show",
+}
+
+
+def test_commands_can_be_published_through_the_api_alone() -> None:
+    settings = load(environ=API | {"OTA_HOOK_REPLY": "publish"})
+    assert settings.publisher == "emqx_api"
+    assert API["OTA_HOOK_EMQX_API_SECRET"] not in repr(settings)
+
+
 @pytest.mark.parametrize(
     ("environ", "problem"),
     [
@@ -80,6 +94,10 @@ def test_the_hook_is_not_opened_beyond_loopback_without_mtls_or_a_word() -> None
         ({"OTA_HOOK_IDENTITY": "ip"}, "OTA_HOOK_IDENTITY"),
         ({"OTA_HOOK_ADMIN_TLS_LISTEN": "127.0.0.1:8443"}, "OTA_HOOK_ADMIN_TLS_CERT"),
         ({"OTA_HOOK_REPLY": "publish"}, "OTA_HOOK_MQTT_URL"),
+        ({"OTA_HOOK_PUBLISHER": "http"}, "OTA_HOOK_PUBLISHER"),
+        ({"OTA_HOOK_PUBLISHER": "emqx_api", "OTA_HOOK_MQTT_URL": "mqtt://h"}, "OTA_HOOK_EMQX_API_URL"),
+        (API | {"OTA_HOOK_EMQX_API_SECRET": ""}, "OTA_HOOK_EMQX_API_SECRET"),
+        (API | {"OTA_HOOK_EMQX_API_URL": "mqtt://h"}, "OTA_HOOK_EMQX_API_URL: give an http"),
         ({"OTA_HOOK_ANSWER_BUDGET_MS": "0"}, "OTA_HOOK_ANSWER_BUDGET_MS"),
     ],
 )

@@ -1,0 +1,46 @@
+"""What people outside shall hear of, until it was told: implements ports.Notices and ports.NoticeSource.
+
+Must not know how it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import orjson
+
+from ota_hook.ports import Notice
+from ota_hook.state.connection import RedisClient, redis_errors, run_command
+from ota_hook.state.keys import Keys
+from ota_hook.state.streams import SharedStream
+
+NOTICES_KEPT: Final = 10_000
+
+
+class RedisNotices:
+    """ports.Notices, ports.NoticeSource. A notice that was read and not finished comes again after `again_ms`."""
+
+    def __init__(self, redis: RedisClient, keys: Keys, *, consumer: str, again_ms: int = 30_000) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._stream = SharedStream(redis, keys.notices, consumer=consumer, lease_ms=again_ms)
+
+    async def open(self) -> None:
+        """Before the first `read`. What nobody was to be told of until now is not told later."""
+        await self._stream.open(from_now=True)
+
+    async def add(self, kind: str, facts: Mapping[str, object]) -> None:
+        """See ports.Notices."""
+        body = orjson.dumps({"kind": kind, **facts})
+        with redis_errors("noting what to tell"):
+            await run_command(self._redis, "XADD", self._keys.notices, "MAXLEN", "~", NOTICES_KEPT, "*", "body", body)
+
+    async def read(self, *, most: int, block_ms: int) -> list[Notice]:
+        """See ports.NoticeSource."""
+        entries = await self._stream.read(most=most, block_ms=block_ms)
+        return [Notice(entry.id, entry.attempt, orjson.loads(entry.fields[b"body"])) for entry in entries]
+
+    async def finish(self, notices: Sequence[Notice]) -> None:
+        """See ports.NoticeSource."""
+        await self._stream.finish([notice.id for notice in notices])
