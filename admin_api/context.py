@@ -15,6 +15,7 @@ from ulid import ULID
 from ota_hook.ports import (
     Catalogue,
     DeviceStore,
+    FirmwareStops,
     IdempotencyStore,
     OfferStore,
     PackageStore,
@@ -58,6 +59,7 @@ class AdminContext:
     tasks: TaskStore
     runs: RunStore
     work: WorkQueue
+    stops: FirmwareStops
     idempotency: IdempotencyStore
     tokens: TokenVerifier
     public_url: str

@@ -470,10 +470,20 @@ class FirmwareOut(BaseModel):
         )
 
 
+class FirmwareStopOut(BaseModel):
+    """When and why a firmware was taken out of force by itself."""
+
+    at: str | None
+    reason: str
+
+
 class FirmwareDetail(FirmwareOut):
-    """A firmware with how often each outcome happened."""
+    """A firmware with how often each outcome happened. `stopped`: it was disabled because it failed too often; null
+    where it was not, or is enabled again.
+    """
 
     counters: dict[str, int] = {}
+    stopped: FirmwareStopOut | None = None
 
 
 def firmware_settings(firmware: Firmware) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def serve(
 ) -> None:
     """Run everything in one process: hook, admin API, downloads and, without a Redis URL, an embedded Redis.
 
-    Pushes too, where a broker is configured (OTA_HOOK_MQTT_URL) or brought (--standin).
+    Tasks run too, where a broker is configured (OTA_HOOK_MQTT_URL) or brought (--standin).
     """
     settings = _settings(
         config,
@@ -211,7 +211,7 @@ def serve(
         identity=identity,
         log_level=log_level,
     )
-    pushes = ["worker"] if standin or settings.mqtt_url is not None else []
+    pushes = ["worker"] if standin or settings.can_publish else []
     _serve(
         settings,
         "hook",

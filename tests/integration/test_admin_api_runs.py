@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -129,7 +129,10 @@ async def test_the_devices_of_a_run_are_filtered_by_outcome(admin: Admin) -> Non
     head = await begin_run(admin)
     await plan(admin, head, *([f"d{n}"] for n in range(90)))
     await settle(admin, head, {"d85": Outcome.REJECTED}, chunk=85)
-    path, found, cursor, pages = f"/runs/{head.id}/devices?outcome=rejected", [], "", 0
+    path = f"/runs/{head.id}/devices?outcome=rejected"
+    found: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    pages = 0
     while cursor is not None:
         page = checked(await admin.api.get(path + (f"&cursor={cursor}" if cursor else "")), 200)
         found, cursor, pages = found + page["items"], page["next_cursor"], pages + 1
@@ -222,7 +225,7 @@ async def test_work_that_was_given_up_is_shown(admin: Admin) -> None:
 # ---- how it goes
 
 
-async def events(admin: Admin, head: RunHead) -> AsyncIterator[dict[str, Any]]:
+async def events(admin: Admin, head: RunHead) -> AsyncGenerator[dict[str, Any]]:
     """The runs that a stream tells of, until it ends."""
     async with admin.api.stream("GET", f"/runs/{head.id}/events") as answered:
         assert answered.status_code == 200
