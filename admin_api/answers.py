@@ -65,7 +65,7 @@ def problems(*statuses: int) -> Responses:
 
 def documented(model: type[BaseModel] | None, *statuses: int) -> Responses:
     """Success with `model`, for OpenAPI."""
-    descriptions = {200: "Done.", 201: "Created.", 204: "Deleted.", 304: "Unchanged."}
+    descriptions = {200: "Done.", 201: "Created.", 202: "Accepted.", 204: "Deleted.", 304: "Unchanged."}
     return {
         status: {"description": descriptions[status]} | ({"model": model} if model and status < 204 else {})
         for status in statuses
@@ -83,7 +83,7 @@ def answer(
     document: BaseModel, *, status: int = HTTPStatus.OK, etag: str | None = None, location: str | None = None
 ) -> Response:
     """The document as JSON."""
-    response = Response(document.model_dump_json(), status, media_type="application/json")
+    response = Response(document.model_dump_json(by_alias=True), status, media_type="application/json")
     if etag is not None:
         response.headers["ETag"] = etag
     if location is not None:

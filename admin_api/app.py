@@ -18,11 +18,12 @@ from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
 from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
-from admin_api.routes import check, device_types, devices, firmware, health, refused, rules
+from admin_api.routes import check, device_types, devices, firmware, health, refused, rules, runs, tasks
+from admin_api.run_stream import RunStreams
 
 __all__ = ["AdminContext", "create_app"]
 
-_DESCRIPTION: Final = """Device types, devices, firmware and rules of an ota-hook deployment.
+_DESCRIPTION: Final = """Device types, devices, firmware, rules, tasks and runs of an ota-hook deployment.
 
 Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
 are problem JSON (RFC 9457). Single resources have an ETag, to be
@@ -44,6 +45,7 @@ def create_app(context: AdminContext) -> FastAPI:
     )
     app.state.context = context
     app.state.firmware_views = FirmwareViews(context)
+    app.state.run_streams = RunStreams()
     install_problems(app)
     api = APIRouter(prefix=API_PREFIX)
     for router in (
@@ -55,6 +57,9 @@ def create_app(context: AdminContext) -> FastAPI:
         firmware.router,
         refused.router,
         check.router,
+        tasks.router,
+        runs.router,
+        runs.work,
     ):
         api.include_router(router)
     app.include_router(api)

@@ -51,14 +51,18 @@ def declared_length(request: Request) -> int | None:
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, where it takes one, is JSON of at most a megabyte: else 415, 413 or 408."""
+    """A route whose body, where it takes one, is JSON of at most a megabyte: else 415, 413 or 408.
+
+    A body that need not be there may be left out whole.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        needs_body = self.body_field is not None and self.body_field.field_info.is_required()
 
         async def handle_within_bounds(request: Request) -> Response:
-            if takes_body:
+            if needs_body or (takes_body and _announces_body(request.scope)):
                 _refuse_encoded(request)
                 if media_type_of(request) not in _JSON_TYPES:
                     raise unsupported_media_type("The body must be application/json.")

@@ -12,6 +12,7 @@ from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceType, DocumentKind, Firmware, Rule
 from ota_hook.ports import ExpectedDevice
 from ota_hook.snapshot import Snapshot
+from ota_hook.task import Task
 
 _TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 
@@ -22,8 +23,8 @@ _REFUSED_ETAG: Final = '"refused"'
 """Of a document that can't be read and so has no tag of its own: `*` matches it, as something that is there."""
 
 
-def document_etag(document: DeviceType | Rule | Firmware) -> str:
-    """The strong ETag of a document in the catalogue.
+def document_etag(document: DeviceType | Rule | Firmware | Task) -> str:
+    """The strong ETag of a task, or of a document in the catalogue.
 
     Its age is a part: one that was deleted and made anew under its key is another, and begins with revision 1 again.
     """

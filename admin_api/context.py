@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,17 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 from ulid import ULID
 
-from ota_hook.ports import Catalogue, DeviceStore, IdempotencyStore, OfferStore, PackageStore
+from ota_hook.ports import (
+    Catalogue,
+    DeviceStore,
+    FirmwareStops,
+    IdempotencyStore,
+    OfferStore,
+    PackageStore,
+    RunStore,
+    TaskStore,
+    WorkQueue,
+)
 
 DEFAULT_MAX_UPLOAD_BYTES: Final = 1024**3
 
@@ -35,21 +46,31 @@ def _new_id() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AdminContext:
-    """The admin API's surroundings. `public_url` and `public_url_https` have no slash at their end."""
+    """The admin API's surroundings. `public_url` and `public_url_https` have no slash at their end.
+
+    `has_broker`: whether a broker is configured that runs could publish to. `closing` is set when the service ends:
+    what would go on for long ends then.
+    """
 
     catalogue: Catalogue
     devices: DeviceStore
     offers: OfferStore
     packages: PackageStore
+    tasks: TaskStore
+    runs: RunStore
+    work: WorkQueue
+    stops: FirmwareStops
     idempotency: IdempotencyStore
     tokens: TokenVerifier
     public_url: str
     public_url_https: str | None = None
+    has_broker: bool = False
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     readiness_checks: tuple[ReadinessCheck, ...] = ()
     metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
     now_ms: Callable[[], int] = _now_ms
     new_id: Callable[[], str] = _new_id
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def _context_of(request: Request) -> AdminContext:

@@ -65,7 +65,7 @@ def validate(model: type[M], document: object) -> M:
         raise RequestValidationError(exc.errors(include_url=False)) from exc
 
 
-def _checked(check: Callable[[T], T]) -> AfterValidator:
+def checked_by(check: Callable[[T], T]) -> AfterValidator:
     """A rule of the core as a validator."""
 
     def apply(value: T) -> T:
@@ -88,25 +88,25 @@ def _not_available(what: str, refused: Collection[object] = ()) -> Callable[[obj
     return apply
 
 
-Key = Annotated[str, _checked(check_key)]
-Name = Annotated[str, _checked(check_name)]
-Event = Annotated[str, _checked(check_event)]
-Attribute = Annotated[str, _checked(check_attribute)]
-Version = Annotated[str, _checked(check_version)]
-Identifier = Annotated[str, _checked(check_identifier)]
+Key = Annotated[str, checked_by(check_key)]
+Name = Annotated[str, checked_by(check_name)]
+Event = Annotated[str, checked_by(check_event)]
+Attribute = Annotated[str, checked_by(check_attribute)]
+Version = Annotated[str, checked_by(check_version)]
+Identifier = Annotated[str, checked_by(check_identifier)]
 Attributes = Annotated[
-    list[Attribute], Field(min_length=1, max_length=VERSION_ATTRIBUTES_MAX), _checked(check_distinct)
+    list[Attribute], Field(min_length=1, max_length=VERSION_ATTRIBUTES_MAX), checked_by(check_distinct)
 ]
 Extra = Annotated[
     Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", ["signature"]))
 ]
 Scheme = Literal["auto", "semver", "pep440", "debian"]
 ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
-Tag = Annotated[str, _checked(check_tag)]
-Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), _checked(check_distinct)]
-FirmwareTags = Annotated[list[Tag], Field(max_length=FIRMWARE_TAGS_MAX), _checked(check_distinct)]
-Percentage = Annotated[float, Field(ge=0, le=100), _checked(check_percentage)]
-SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), _checked(check_distinct)]
+Tag = Annotated[str, checked_by(check_tag)]
+Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), checked_by(check_distinct)]
+FirmwareTags = Annotated[list[Tag], Field(max_length=FIRMWARE_TAGS_MAX), checked_by(check_distinct)]
+Percentage = Annotated[float, Field(ge=0, le=100), checked_by(check_percentage)]
+SourceVersions = Annotated[list[Version], Field(max_length=SOURCE_VERSIONS_MAX), checked_by(check_distinct)]
 Versions = Annotated[dict[Attribute, Version], Field(max_length=VERSION_ATTRIBUTES_MAX)]
 
 
@@ -128,7 +128,7 @@ class DeviceTypeFields(Document):
     name: Name | None = None
     version_scheme: Scheme = "auto"
     version_attributes: Attributes = Field(default=[DEFAULT_VERSION_ATTRIBUTE])
-    command_extras: Annotated[list[Extra], _checked(check_distinct)] = []
+    command_extras: Annotated[list[Extra], checked_by(check_distinct)] = []
     responses_enabled: ResponsesEnabled = False
     auto_register: bool = False
     children_register: bool = True
@@ -475,10 +475,20 @@ class FirmwareOut(BaseModel):
         )
 
 
+class FirmwareStopOut(BaseModel):
+    """When and why a firmware was taken out of force by itself."""
+
+    at: str | None
+    reason: str
+
+
 class FirmwareDetail(FirmwareOut):
-    """A firmware with how often each outcome happened."""
+    """A firmware with how often each outcome happened. `stopped`: it was disabled because it failed too often; null
+    where it was not, or is enabled again.
+    """
 
     counters: dict[str, int] = {}
+    stopped: FirmwareStopOut | None = None
 
 
 def firmware_settings(firmware: Firmware) -> dict[str, Any]:

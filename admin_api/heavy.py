@@ -7,11 +7,12 @@ import re
 from http import HTTPStatus
 from typing import Final
 
+from fastapi import HTTPException, Request
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from admin_api.auth import API_PREFIX
-from admin_api.bodies import STALL_S, Pace, body_bytes
+from admin_api.bodies import NDJSON, STALL_S, Pace, body_bytes, choose_accepted
 from admin_api.problems import RETRY_AFTER_S, problem_response
 
 HEAVY_AT_ONCE: Final = 2
@@ -20,6 +21,7 @@ HEAVY_WAIT_S: Final = 10.0
 _STREAMS: Final = re.compile(
     rf"{API_PREFIX}/(devices-(import|export)|firmware/[^/]+/devices|device-types/[^/]+/versions)"
 )
+_RUN_DEVICES: Final = re.compile(rf"{API_PREFIX}/runs/[^/]+/devices")
 _DEVICES: Final = f"{API_PREFIX}/devices"
 _FILTERS: Final = frozenset({"type", "tag"})
 
@@ -27,8 +29,9 @@ _FILTERS: Final = frozenset({"type", "tag"})
 class LimitHeavy:
     """ASGI: at most two heavy requests run at once; the next waits up to ten seconds and is then refused (503).
 
-    Heavy are imports, exports, device lists, counts of versions, and a page of the devices of one type or tag, which
-    may read all. A client that takes its answer too slowly gives its place up, as one does that sends too slowly.
+    Heavy are imports, exports, device lists, a run's devices as a stream, counts of versions, and a page of the devices
+    of one type or tag, which may read all. A client that takes its answer too slowly gives its place up, as one does
+    that sends too slowly.
     """
 
     def __init__(
@@ -83,4 +86,13 @@ def _is_heavy(scope: Scope) -> bool:
     path = scope["path"]
     if path == _DEVICES:
         return scope["method"] == "GET" and not _FILTERS.isdisjoint(QueryParams(scope["query_string"]))
+    if _RUN_DEVICES.fullmatch(path):
+        return _asks_for_lines(scope)
     return _STREAMS.fullmatch(path) is not None
+
+
+def _asks_for_lines(scope: Scope) -> bool:
+    try:
+        return choose_accepted(Request(scope), ("application/json", NDJSON)) == NDJSON
+    except HTTPException:  # the route says so
+        return False

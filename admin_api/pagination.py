@@ -35,17 +35,19 @@ class Page(BaseModel, Generic[T]):
 
 def page_of(keyed: Iterable[tuple[str, T]], query: PageQuery) -> tuple[list[T], str | None]:
     """The page of entries in the order of their keys, and the cursor of the next. InputError for a bad cursor."""
-    after = "" if query.cursor is None else _read_cursor(query.cursor)
+    after = "" if query.cursor is None else read_cursor(query.cursor)
     rest = sorted((pair for pair in keyed if pair[0] > after), key=lambda pair: pair[0])
     page = rest[: query.limit]
-    return [entry for _, entry in page], _make_cursor(page[-1][0]) if len(rest) > query.limit else None
+    return [entry for _, entry in page], make_cursor(page[-1][0]) if len(rest) > query.limit else None
 
 
-def _make_cursor(key: str) -> str:
+def make_cursor(key: str) -> str:
+    """What stands for `key`, the place behind which the next page begins."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str) -> str:
+def read_cursor(cursor: str) -> str:
+    """The key of a cursor. InputError where it is none."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         return base64.b64decode(padded, altchars=b"-_", validate=True).decode()

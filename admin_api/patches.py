@@ -39,11 +39,23 @@ def apply_patch(
     *,
     nullable: Collection[str] = (),
 ) -> M:
-    """The document with the patch applied, as `fields`; 422 where it can't be.
-
-    No field of the documents that come here holds an object, so that nothing nested is merged; validation refuses
-    objects.
-    """
+    """The document with the patch applied, as `fields`; 422 where it can't be."""
     check_patch(patch, fields, shown, nullable=nullable)
-    merged: dict[str, Any] = {**document, **patch}
+    merged = {
+        name: _merge(document[name], value)
+        if isinstance(value, dict) and isinstance(document.get(name), dict)
+        else value
+        for name, value in {**document, **patch}.items()
+    }
     return validate(fields, merged)
+
+
+def _merge(value: Any, patch: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """What stands within a field: here null removes."""
+    merged = dict(value) if isinstance(value, dict) else {}
+    for name, change in patch.items():
+        if change is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), change) if isinstance(change, dict) else change
+    return merged

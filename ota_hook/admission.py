@@ -28,6 +28,7 @@ from ota_hook.model import (
     is_tag,
 )
 from ota_hook.snapshot import NOBODY, Snapshot
+from ota_hook.task import Task
 
 NAME_MAX_CHARS: Final = 128
 EVENT_MAX_CHARS: Final = 128
@@ -188,7 +189,9 @@ def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> De
     return device_type
 
 
-def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str) -> tuple[CatalogueChange, ...]:
+def admit_type(
+    snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str, tasks: Sequence[Task] = ()
+) -> tuple[CatalogueChange, ...]:
     """Create or replace a device type; a new one comes with its default rule, which reads its first attribute.
 
     One that is created over a document that can't be used has its rules still: their attributes join it.
@@ -211,6 +214,13 @@ def admit_type(snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str
             raise ConflictError(
                 f"The rule {rule.name!r} ({rule.id}) uses the attribute {rule.version_attribute!r}.",
                 mend="Change or delete the rule first.",
+                field="version_attributes",
+            )
+    for task in tasks:
+        if task.device_type == old.key and task.version_attribute not in (None, *proposed.version_attributes):
+            raise ConflictError(
+                f"The task {task.name!r} ({task.id}) uses the attribute {task.version_attribute!r}.",
+                mend="Change or delete the task first.",
                 field="version_attributes",
             )
     scheme = proposed.version_scheme
@@ -240,7 +250,9 @@ def _refuse_clashes_under(snapshot: Snapshot, proposed: DeviceType) -> None:
             _refuse_loop(edited, firmware, None, newly=False)
 
 
-def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tuple[CatalogueChange, ...]:
+def remove_type(
+    snapshot: Snapshot, key: str, *, devices: Sequence[str], tasks: Sequence[Task] = ()
+) -> tuple[CatalogueChange, ...]:
     """Delete a device type and its rules. `devices` are some devices of that type; empty where there are none."""
     if key not in snapshot.types:
         refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, key)
@@ -251,6 +263,9 @@ def remove_type(snapshot: Snapshot, key: str, *, devices: Sequence[str]) -> tupl
         uses.append(f"{len(living)} firmware ({_first_few([f.name + ' ' + f.id for f in living])})")
     if devices:
         uses.append(f"devices ({_first_few(devices)})")
+    targeting = [f"{task.name} {task.id}" for task in tasks if task.device_type == key]
+    if targeting:
+        uses.append(f"{'a task' if len(targeting) == 1 else 'tasks'} ({_first_few(targeting)})")
     if uses:
         raise ConflictError(
             f"The device type {key!r} is in use by {' and by '.join(uses)}.", mend="Delete or move those first."
@@ -272,6 +287,12 @@ def restore_type(snapshot: Snapshot, device_type: DeviceType, rules: Sequence[Ru
 
 def _first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def keep_attribute(device_type: DeviceType, attribute: str) -> tuple[CatalogueChange, ...]:
+    """What makes the type keep a version attribute; nothing where it does already."""
+    widened = _with_attribute(device_type, attribute)
+    return () if widened is device_type else (_write(replace(widened, revision=device_type.revision + 1)),)
 
 
 def _with_attribute(device_type: DeviceType, attribute: str) -> DeviceType:
@@ -312,10 +333,7 @@ def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...
             )
     if old is not None:
         proposed = replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)
-    widened = _with_attribute(device_type, proposed.version_attribute)
-    if widened is device_type:
-        return (_write(proposed),)
-    return (_write(replace(widened, revision=device_type.revision + 1)), _write(proposed))
+    return (*keep_attribute(device_type, proposed.version_attribute), _write(proposed))
 
 
 # ---- firmware

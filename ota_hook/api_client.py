@@ -34,6 +34,7 @@ Progress = Callable[[int], None]
 
 PAGE_LIMIT: Final = 1000
 NDJSON: Final = "application/x-ndjson"
+_EVENT_STREAM: Final = "text/event-stream"
 _API_PREFIX: Final = "/api/v1"
 _CONNECT_S: Final = 5.0
 _STALL_S: Final = 60.0
@@ -42,6 +43,8 @@ _STORING_S: Final = 900.0
 """After its last byte an upload is fsynced and read back; a gigabyte on a slow disk takes a while."""
 _PAUSES_S: Final = (0.5, 2.0)
 """Before a request whose connection broke is sent again: twice, and long enough for a restart in between."""
+_FOLLOW_PAUSES_S: Final = (0.5, 2.0, 5.0, 10.0)
+_EVENT_MAX_BYTES: Final = 1024 * 1024
 _FAULTS_TOLD: Final = 3
 _JSON: Final = "application/json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -178,6 +181,26 @@ class ApiClient:
                 response.read()
                 raise self._error_of(response)
             yield response.iter_bytes()
+
+    def follow(self, path: str) -> Iterator[Document]:
+        """What server-sent events say, one after the other, until who asks has seen enough.
+
+        A stream that ends or breaks is opened again; where that brings nothing several times, DependencyError.
+        """
+        pauses = iter(_FOLLOW_PAUSES_S)
+        while True:
+            try:
+                with self.receive_lines(path, media_type=_EVENT_STREAM) as chunks:
+                    for document in _read_events(chunks):
+                        yield document
+                        pauses = iter(_FOLLOW_PAUSES_S)
+                failure = DependencyError(f"The service at {self.base_url} ends the stream again and again.")
+            except DependencyError as exc:
+                failure = exc
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                raise failure
+            time.sleep(pause_s)
 
     # ---- requests
 
@@ -346,6 +369,20 @@ def _read_document(response: httpx.Response) -> Document:
             f"What answers at {response.url.host} is not the admin API of ota-hook.", mend="Check the address."
         )
     return document
+
+
+def _read_events(chunks: Iterable[bytes]) -> Iterator[Document]:
+    """The data of each event, in one line as the service sends it."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _EVENT_MAX_BYTES:
+            raise DependencyError("The service sent an event without an end.")
+        for line in lines:
+            if line.startswith(b"data:"):
+                document = orjson.loads(line[5:])
+                if isinstance(document, dict):
+                    yield document
 
 
 def _read_problem(response: httpx.Response) -> Document | None:

@@ -110,6 +110,7 @@ class Running:
     mqtt_url: str | None = None
     token: str | None = None
     token_was_made: bool = False
+    runs_pushes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +172,7 @@ async def run_service(
             running = await stack.enter_async_context(_run_admin(settings, state, sockets, running))
         if Role.WORKER in roles:
             await stack.enter_async_context(_run_worker_role(settings, state))
+            running = replace(running, runs_pushes=True)
         _calm_interpreter()
         yield running
 
@@ -587,19 +589,26 @@ async def _run_admin(
     packages = LocalPackageStore(settings.data_dir / "packages")
     await _sweep(packages, state.catalogue)
     heartbeat = Heartbeat(state.redis, state.keys)
+    closing = asyncio.Event()
     app = create_app(
         AdminContext(
             catalogue=state.catalogue,
             devices=state.devices,
             offers=state.offers,
             packages=packages,
+            tasks=state.tasks,
+            runs=state.runs,
+            work=RedisWorkQueue(state.redis, state.keys, consumer="admin"),
+            stops=RedisFirmwareStops(state.redis, state.keys),
             idempotency=RedisIdempotency(state.redis, state.keys),
             tokens=AdminToken(token),
             public_url=settings.effective_public_url,
             public_url_https=settings.public_url_https,
+            has_broker=settings.can_publish,
             max_upload_bytes=settings.max_package_bytes,
             readiness_checks=(_readiness(state, heartbeat),),
             metrics=state.metrics.registry,
+            closing=closing,
         )
     )
     serving = partial(uvicorn.Config, app, log_config=None, http=BoundedProtocol, timeout_graceful_shutdown=_SHUTDOWN_S)
@@ -611,6 +620,7 @@ async def _run_admin(
         await stack.enter_async_context(_background(_keep_sweeping(packages, state.catalogue)))
         for config, bound in servers:
             await stack.enter_async_context(_serve_http(config, bound))
+        stack.callback(closing.set)
         yield replace(
             running,
             admin_url=f"http://{settings.admin_listen}",

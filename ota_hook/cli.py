@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from ota_hook.cli_catalogue import devices, rules, types
 from ota_hook.cli_firmware import check, firmware
+from ota_hook.cli_runs import task
 from ota_hook.cli_simulation import demo, fleet
 from ota_hook.cli_versions import versions
 from ota_hook.errors import ConfigurationError, OtaHookError
@@ -169,6 +170,8 @@ def _announce(settings: Settings, running: Running) -> None:
         lines.append(f"  admin   {running.admin_url}/api/v1   (devices download from {running.public_url})")
     if running.admin_tls_url is not None:
         lines.append(f"  admin   {running.admin_tls_url}/api/v1")
+    if running.runs_pushes:
+        lines.append("  worker  runs tasks")
     if running.mqtt_url is not None:
         lines.append(f"  broker  {running.mqtt_url}   (a stand-in for development, not EMQX)")
     if running.token_was_made:
@@ -200,7 +203,8 @@ def serve(
 ) -> None:
     """Run everything in one process: hook, admin API, downloads and, without a Redis URL, an embedded Redis.
 
-    It keeps the terminal until Ctrl-C; give the other commands another one.
+    It keeps the terminal until Ctrl-C; give the other commands another one. Tasks run too, where a broker is configured
+    (OTA_HOOK_MQTT_URL) or brought (--standin).
 
     \b
     Example: ota-hook serve --admin-listen 127.0.0.1:8081
@@ -218,10 +222,12 @@ def serve(
         identity=identity,
         log_level=log_level,
     )
+    pushes = ["worker"] if standin or settings.can_publish else []
     _serve(
         settings,
         "hook",
         "admin",
+        *pushes,
         standin_listen=_listen(standin_listen) if standin else None,
         standin_package=standin_package,
     )
@@ -285,6 +291,39 @@ def admin(
     _serve(settings, "admin")
 
 
+@app.command()
+def worker(
+    *,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    redis_url: RedisUrlOption = None,
+    mqtt_url: Annotated[
+        str | None,
+        typer.Option("--mqtt-url", help="mqtt:// or mqtts:// of the broker that runs publish to.", show_default=False),
+    ] = None,
+    public_url: PublicUrlOption = None,
+    topics: TopicsOption = None,
+    identity: IdentityOption = None,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Run the worker role alone: schedules and pushes. Any number of them share the work.
+
+    \b
+    Example: ota-hook worker --redis-url redis://10.0.0.2:6379 --mqtt-url mqtt://10.0.0.7
+    """
+    settings = _settings(
+        config,
+        data_dir=data_dir,
+        redis_url=redis_url,
+        mqtt_url=mqtt_url,
+        public_url=public_url,
+        topics=topics,
+        identity=identity,
+        log_level=log_level,
+    )
+    _serve(settings, "worker")
+
+
 app.command()(demo)
 app.command()(fleet)
 app.add_typer(types, name="types")
@@ -292,6 +331,7 @@ app.add_typer(devices, name="devices")
 app.add_typer(firmware, name="firmware")
 app.add_typer(rules, name="rules")
 app.add_typer(versions, name="versions")
+app.add_typer(task, name="task")
 app.command()(check)
 
 
@@ -309,7 +349,7 @@ def version(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON ob
         sys.stdout.write(f"ota-hook {number}\n")
 
 
-for _group in (app, types, devices, firmware, rules, versions):
+for _group in (app, types, devices, firmware, rules, versions, task):
     for _command in _group.registered_commands:
         _command.cls = PlainUsage
 

@@ -129,6 +129,8 @@ def _show(session: Session, entry: Document) -> None:
         ("url", entry["url"] or "none: it wants HTTPS, and OTA_HOOK_PUBLIC_URL_HTTPS is not set"),
         ("uploaded", local_time(entry["created_at"])),
     ]
+    if entry.get("stopped"):
+        facts.append(("stopped itself", f"{local_time(entry['stopped']['at'])}: {entry['stopped']['reason']}"))
     facts += [(outcome, f"{count:,}") for outcome, count in entry.get("counters", {}).items()]
     session.show(entry, facts)
 

@@ -465,8 +465,13 @@ class TaskStore(Protocol):
 
     async def load_task(self, task_id: str) -> StoredTask | None: ...
 
-    async def put_task(self, task: Task, *, expected: bytes, due_at_ms: int | None) -> None:
-        """Write the task and when it is due next. ConflictError (stale) where not `expected` is stored (b"": none)."""
+    async def put_task(
+        self, task: Task, *, expected: bytes, due_at_ms: int | None = None, keeps_due: bool = False
+    ) -> None:
+        """Write the task and when it is due next: at `due_at_ms` (None: never), or with `keeps_due` as it was.
+
+        ConflictError (stale) where not `expected` is stored (b"": none).
+        """
         ...
 
     async def delete_task(self, task_id: str, *, expected: bytes) -> None:

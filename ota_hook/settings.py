@@ -196,6 +196,11 @@ class Settings(BaseModel):
         return parse_dialect(self.topics, {**BUILT_IN_DIALECTS, **self.dialects}[self.topics])
 
     @property
+    def can_publish(self) -> bool:
+        """Whether a broker is configured that commands can be published to."""
+        return self.publisher == "emqx_api" or self.mqtt_url is not None
+
+    @property
     def effective_public_url(self) -> str:
         return self.public_url or f"http://{self.admin_listen}"
 

@@ -168,6 +168,24 @@ class Terminal:
             task = bar.add_task(printable(label), total=total_bytes)
             yield lambda done: bar.update(task, completed=done)
 
+    @contextmanager
+    def tally(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
+        """A bar where standard error is a terminal; the value is told how many are done, of how many, and a text."""
+        if not sys.stderr.isatty():
+            yield lambda _done, _total, _text: None
+            return
+        from rich import progress as bars  # noqa: PLC0415 - as above
+
+        columns = (
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[text]}", markup=False),
+        )
+        with bars.Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(printable(label), total=None, text="")
+            yield lambda done, total, text: bar.update(task, completed=done, total=total or None, text=printable(text))
+
 
 def _console(stream: Any, *, width: int | None = None) -> Console:  # noqa: ANN401 - whatever replaces a stream
     return Console(

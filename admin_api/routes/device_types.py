@@ -168,11 +168,12 @@ async def put_device_type(context: Context, key: str, body: DeviceTypeFields, co
 
 async def _replace(context: AdminContext, proposed: DeviceType, conditions: Preconditions) -> Response:
     rule_id = context.new_id()
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = snapshot.types.get(proposed.key)
         conditions.require(current_etag(snapshot, DocumentKind.DEVICE_TYPE, proposed.key, old))
-        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+        return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
 
     device_type = _written_type(await commit(context.catalogue, decide))
     return _answer(device_type, created=device_type.revision == 1)
@@ -188,13 +189,14 @@ async def patch_device_type(
     context: Context, key: str, patch: Annotated[dict[str, Any], Body()], conditions: Conditions
 ) -> Response:
     rule_id = context.new_id()
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, key)
         conditions.require(document_etag(old))
         fields = apply_patch(device_type_fields(old), patch, DeviceTypeFields, DeviceTypeOut)
         proposed = fields.to_device_type(key, now_ms=old.created_at_ms)
-        return admit_type(snapshot, proposed, default_rule_id=rule_id)
+        return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
 
     return _answer(_written_type(await commit(context.catalogue, decide)), created=False)
 
@@ -209,13 +211,14 @@ async def delete_device_type(context: Context, key: str, conditions: Conditions)
     deleted = _find(context.catalogue.current, key)
     rules: list[Rule] = []
     devices = await _some_devices(context, key)
+    tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         nonlocal deleted, rules
         deleted = _find(snapshot, key)
         rules = [rule for rule in snapshot.rules.values() if rule.device_type == key]
         conditions.require(document_etag(deleted))
-        return remove_type(snapshot, key, devices=devices)
+        return remove_type(snapshot, key, devices=devices, tasks=tasks)
 
     await commit(context.catalogue, decide)
     # Devices may have been on their way while we looked; from now on their type is not known.

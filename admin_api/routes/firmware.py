@@ -22,7 +22,9 @@ from admin_api.documents import (
     FirmwareDetail,
     FirmwareOut,
     FirmwareSettings,
+    FirmwareStopOut,
     firmware_settings,
+    rfc3339,
 )
 from admin_api.firmware_views import FirmwareViews
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
@@ -286,6 +288,9 @@ async def read_firmware(context: Context, request: Request, firmware_id: str) ->
     counters = await context.offers.load_counters([firmware.id])
     shown = await _views(request).show(firmware, snapshot)
     detail = FirmwareDetail(**shown.model_dump(), counters=counters.get(firmware.id, {}))
+    (stop,) = await context.stops.load_stops([firmware.id])
+    if stop is not None and not firmware.enabled:
+        detail.stopped = FirmwareStopOut(at=rfc3339(stop.at_ms), reason=stop.reason)
     # The tag is for If-Match. It does not follow the counters, so that no reader is told that nothing changed.
     return answer(detail, etag=document_etag(firmware))
 

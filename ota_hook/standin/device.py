@@ -59,6 +59,8 @@ class DeviceBehaviour:
 
     `check_interval_s` None: a device is done with its first `upgrade: false`. Set: it stays, takes what is pushed to
     it, asks again after so long, and after a failure starts over after so long.
+
+    `asks` False: it reports where it would ask, and takes what is pushed to it.
     """
 
     topics: DeviceTopics = TOPICS["eztcloud"]
@@ -75,6 +77,7 @@ class DeviceBehaviour:
     start_spread_s: float = 0.0
     upgrades_max: int = 10
     check_interval_s: float | None = None
+    asks: bool = True
 
 
 class Phase(StrEnum):
@@ -200,9 +203,12 @@ class SimulatedDevice:
         if self.progress.phase is not Phase.CURRENT:
             self._enter(Phase.CHECKING)
         while True:
-            command = await self._check(client)
-            if isinstance(command, UpgradeCommand):
-                return await self._upgrade(client, command)
+            if self._behaviour.asks:
+                command = await self._check(client)
+                if isinstance(command, UpgradeCommand):
+                    return await self._upgrade(client, command)
+            else:
+                await self._report(client)
             self.progress.error = None
             self._enter(Phase.CURRENT)
             if interval_s is None:
@@ -213,15 +219,18 @@ class SimulatedDevice:
 
     async def _check(self, client: aiomqtt.Client) -> UpgradeCommand | NoUpgradeCommand:
         """Report and ask until answered, a bounded number of times. Silence may mean that neither arrived."""
-        report = json.dumps({self._behaviour.version_attribute: self.progress.version})
         event = json.dumps({"method": self._behaviour.event, "params": {}})
         for _ in range(self._behaviour.check_attempts):
-            await client.publish(self._topic(self._behaviour.topics.attributes), report, qos=1)
+            await self._report(client)
             await client.publish(self._topic(self._behaviour.topics.event_report), event, qos=1)
             command = await self._next_command(client, self._behaviour.answer_timeout_s)
             if command is not None:
                 return command
         raise DeviceFailureError(f"no answer to {self._behaviour.check_attempts} checks")
+
+    async def _report(self, client: aiomqtt.Client) -> None:
+        report = json.dumps({self._behaviour.version_attribute: self.progress.version})
+        await client.publish(self._topic(self._behaviour.topics.attributes), report, qos=1)
 
     async def _next_command(self, client: aiomqtt.Client, timeout_s: float) -> UpgradeCommand | NoUpgradeCommand | None:
         """The next command for the module, None after the timeout. Other methods and modules are passed over."""

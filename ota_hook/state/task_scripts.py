@@ -8,10 +8,11 @@ from ota_hook.state.connection import Script
 
 SKIPS_KEPT: Final = 20
 
-# KEYS: tasks, due. ARGV: task id, stored JSON expected ('' for none), JSON, due ('' for never).
+# KEYS: tasks, due. ARGV: task id, stored JSON expected ('' for none), JSON, due ('' for never, 'kept' for as it was).
 PUT: Final = Script("""
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+if ARGV[4] == 'kept' then return 1 end
 if ARGV[4] == '' then redis.call('ZREM', KEYS[2], ARGV[1]) else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
 return 1
 """)

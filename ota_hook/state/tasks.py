@@ -52,9 +52,11 @@ class RedisTasks:
             stored: bytes | None = await run_command(self._redis, "HGET", self._keys.tasks, task_id)
         return None if stored is None else StoredTask(_TASK.validate_json(stored), stored)
 
-    async def put_task(self, task: Task, *, expected: bytes, due_at_ms: int | None) -> None:
+    async def put_task(
+        self, task: Task, *, expected: bytes, due_at_ms: int | None = None, keeps_due: bool = False
+    ) -> None:
         """See ports.TaskStore."""
-        arguments = (task.id, expected, orjson.dumps(task), _number(due_at_ms))
+        arguments = (task.id, expected, orjson.dumps(task), "kept" if keeps_due else _number(due_at_ms))
         call: Call = ((self._keys.tasks, self._keys.due), arguments)
         if (await self._writer.write_or_fail(PUT, [call]))[0] != 1:
             raise ConflictError("The task was changed meanwhile.", mend="Read it and try again.", stale=True)

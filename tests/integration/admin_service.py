@@ -30,6 +30,10 @@ from ota_hook.state.format import open_layout
 from ota_hook.state.idempotency import RedisIdempotency
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
+from ota_hook.state.runs import RedisRuns
+from ota_hook.state.stops import RedisFirmwareStops
+from ota_hook.state.tasks import RedisTasks
+from ota_hook.state.work import RedisWorkQueue
 from tests.integration.hot_state import HotState, hot_state
 
 TOKEN = "test-token-0123456789"
@@ -159,6 +163,11 @@ async def admin_role(
             "devices": RedisDevices(redis, keys, writer=writer),
             "offers": RedisOffers(redis, keys),
             "packages": packages,
+            "tasks": RedisTasks(redis, keys, writer=writer),
+            "runs": RedisRuns(redis, keys, writer=writer),
+            "work": RedisWorkQueue(redis, keys, consumer="admin"),
+            "stops": RedisFirmwareStops(redis, keys),
+            "has_broker": True,
             "idempotency": RedisIdempotency(redis, keys),
             "tokens": AdminToken(TOKEN),
             "public_url": url,

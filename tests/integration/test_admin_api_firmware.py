@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ota_hook.errors import DependencyError
+from ota_hook.task import FirmwareStop
 from tests.integration.admin_service import MAX_UPLOAD_BYTES, TOKEN, Admin, admin_role, checked, problem
 from tests.integration.waiting import eventually
 
@@ -648,3 +649,16 @@ async def test_ten_thousand_devices_fit_into_an_upload(admin: Admin) -> None:
     body, headers = multipart([*parts, ("devices", b"one more")], file_at=2)
     too_many = await admin.api.post("/firmware", content=body, headers=headers)
     assert problem(too_many, 422)["errors"][0]["field"] == "devices"
+
+
+async def test_a_firmware_that_stopped_itself_says_why_until_it_is_enabled_again(admin: Admin) -> None:
+    await admin.create_type()
+    path = f"/firmware/{(await admin.create_firmware())['id']}"
+    stop = FirmwareStop(reason="20 of 20 devices failed.", at_ms=1_000, failed=20, finished=20)
+    await admin.context.stops.put_stop(path.rpartition("/")[2], stop)
+    assert checked(await admin.api.get(path), 200)["stopped"] is None
+    await admin.api.patch(path, json={"enabled": False})
+    shown = checked(await admin.api.get(path), 200)["stopped"]
+    assert shown == {"at": "1970-01-01T00:00:01.000Z", "reason": "20 of 20 devices failed."}
+    await admin.api.patch(path, json={"enabled": True})
+    assert checked(await admin.api.get(path), 200)["stopped"] is None

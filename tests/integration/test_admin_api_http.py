@@ -503,7 +503,7 @@ async def test_the_schema_describes_every_route(admin: Admin) -> None:
             assert operation["tags"], (method, path)
             if path.startswith("/api/"):
                 assert "401" in operation["responses"], (method, path)
-            if method in {"put", "patch", "post"}:
+            if method in {"put", "patch", "post"} and not path.endswith(("/pause", "/resume", "/cancel")):
                 assert operation["requestBody"]["content"], (method, path)
     upload = schema["paths"]["/api/v1/firmware"]["post"]["requestBody"]["content"]
     fields = upload["multipart/form-data"]["schema"]["properties"]

@@ -78,6 +78,7 @@ def serve() -> Iterator[Callable[..., ApiClient]]:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_client, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(api_client, "_FOLLOW_PAUSES_S", (0.0, 0.0))
 
 
 def as_json(document: object, status: int = 200) -> Answer:
@@ -300,3 +301,26 @@ def test_who_is_not_there_is_asked_once() -> None:
             pytest.raises(DependencyError, match=r"can't be reached.*ota-hook serve"),
         ):
             api.get("/rules")
+
+
+def as_events(*lines: str) -> Answer:
+    return 200, {"Content-Type": "text/event-stream"}, "".join(f"{line}\n" for line in lines).encode()
+
+
+def test_events_are_followed_over_a_stream_that_breaks_or_ends(serve: Callable[..., ApiClient]) -> None:
+    first = as_events("retry: 2000", "", "event: run", 'data: {"n": 1}', "", ": still there", "")
+    cut = 200, {"Content-Type": "text/event-stream", "Content-Length": "99"}, b'data: {"n": 2}\n\n'
+    api = serve(first, None, cut, problem(503), as_events('data: {"n": 3}', ""))
+    events = api.follow("/runs/R/events")
+    assert [next(events)["n"] for _ in range(3)] == [1, 2, 3]
+    assert {path for _, path, _, _ in Scripted.asked} == {"/api/v1/runs/R/events"}
+    assert Scripted.asked[0][2]["accept"].startswith("text/event-stream")
+
+
+def test_a_stream_that_brings_nothing_again_and_again_is_given_up(serve: Callable[..., ApiClient]) -> None:
+    with pytest.raises(DependencyError):
+        next(serve(as_events(""), None, problem(503)).follow("/runs/R/events"))
+    with pytest.raises(DependencyError, match="again and again"):
+        next(serve(*[as_events(": nothing")] * 3).follow("/runs/R/events"))
+    with pytest.raises(NotFound):
+        next(serve(problem(404)).follow("/runs/R/events"))

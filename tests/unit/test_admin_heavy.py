@@ -69,6 +69,8 @@ async def test_a_third_heavy_request_runs_as_soon_as_there_is_a_place() -> None:
         ("GET", "/devices?type=DU", True),
         ("GET", "/devices?tag=a", True),
         ("GET", "/device-types/DU/versions", True),
+        ("GET", "/runs/01J/devices", False),
+        ("GET", "/runs/01J/events", False),
         ("GET", "/device-types/DU", False),
         ("GET", "/devices?limit=5", False),
         ("POST", "/devices", False),
@@ -129,3 +131,20 @@ async def test_a_client_may_wait_as_long_as_what_it_brought_takes_at_the_least_p
         await pace.keep(bring(PACE_BYTES_A_S), int)
     with pytest.raises(TimeoutError):
         await pace.keep(asyncio.Event().wait(), int)  # but no longer at a time
+
+
+@pytest.mark.parametrize(
+    ("accept", "heavy"),
+    [
+        ("application/x-ndjson", True),
+        ("application/x-ndjson, application/json;q=0.5", True),
+        ("application/json, application/x-ndjson", False),
+        ("text/csv", False),
+    ],
+)
+async def test_the_devices_of_a_run_are_heavy_as_a_stream_alone(accept: str, heavy: bool) -> None:
+    held = Held()
+    held.may_answer.set()
+    async with client_of(LimitHeavy(held, at_once=0, wait_s=0.01)) as client:
+        answered = await client.get("/api/v1/runs/01J/devices", headers={"Accept": accept})
+    assert answered.status_code == (503 if heavy else 200)
