@@ -1,7 +1,7 @@
 """The admin role's HTTP application: the API under /api/v1, downloads, health.
 
-Middleware from the outside in: an unread body ends the connection, then the token, then the bound on heavy
-requests, then the routes.
+Middleware from the outside in: an unread body ends the connection, then the token, then an address that can be read,
+then the bound on heavy requests, then the routes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Final
 from fastapi import APIRouter, FastAPI
 
 from admin_api import downloads
+from admin_api.addresses import RequireUtf8
 from admin_api.auth import API_PREFIX, RequireToken
 from admin_api.bodies import CloseUnread
 from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
 from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
-from admin_api.routes import check, device_types, devices, firmware, health, rules, runs, tasks
+from admin_api.routes import check, device_types, devices, firmware, health, refused, rules, runs, tasks
 from admin_api.run_stream import RunStreams
 
 __all__ = ["AdminContext", "create_app"]
@@ -25,7 +26,8 @@ __all__ = ["AdminContext", "create_app"]
 _DESCRIPTION: Final = """Device types, devices, firmware, rules, tasks and runs of an ota-hook deployment.
 
 Send `Authorization: Bearer` with the admin token; everything under `/api/v1`, this schema included, needs it. Errors
-are problem JSON (RFC 9457). Single resources have an ETag; `If-Match` and `If-None-Match` are honoured. PATCH is a
+are problem JSON (RFC 9457). Single resources have an ETag, to be
+compared as it is and taken apart by nobody; `If-Match` and `If-None-Match` are honoured. PATCH is a
 JSON merge patch; null is refused where it is no value of the field. POST takes an `Idempotency-Key`, kept for 24 hours;
 streams of lines may be sent again as they are."""
 
@@ -53,6 +55,7 @@ def create_app(context: AdminContext) -> FastAPI:
         devices.router,
         firmware.streams,
         firmware.router,
+        refused.router,
         check.router,
         tasks.router,
         runs.router,
@@ -64,6 +67,7 @@ def create_app(context: AdminContext) -> FastAPI:
     app.include_router(health.router)
     # The one added last is the outermost.
     app.add_middleware(LimitHeavy)
+    app.add_middleware(RequireUtf8)
     app.add_middleware(RequireToken, tokens=context.tokens)
     app.add_middleware(CloseUnread)
     return app

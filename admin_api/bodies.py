@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
@@ -19,7 +20,9 @@ from ota_hook.errors import InputError
 JSON_BODY_MAX_BYTES: Final = 1024 * 1024
 LINE_MAX_BYTES: Final = 64 * 1024
 STALL_S: Final = 60.0
-"""A body that brings nothing for so long is given up (408)."""
+"""A client that brings nothing for so long, or takes nothing, is given up."""
+PACE_BYTES_A_S: Final = 16 * 1024
+"""What a body brings at least, over the whole of it: heavy requests are few at a time, and others wait for a place."""
 LINGER_S: Final = 1.0
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body, for so long, is read after it was answered."""
@@ -29,8 +32,10 @@ CSV: Final = "text/csv"
 _NDJSON_TYPES: Final = (NDJSON, "application/ndjson", "application/jsonl")
 _QUALITY: Final = re.compile(r"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
 _CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
+_BOM: Final = b"\xef\xbb\xbf"
 _LINES_AT_ONCE: Final = 200
 """A millisecond of parsing."""
+_Passed = TypeVar("_Passed")
 _JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 
 
@@ -58,6 +63,7 @@ class JsonRoute(APIRoute):
 
         async def handle_within_bounds(request: Request) -> Response:
             if needs_body or (takes_body and _announces_body(request.scope)):
+                _refuse_encoded(request)
                 if media_type_of(request) not in _JSON_TYPES:
                     raise unsupported_media_type("The body must be application/json.")
                 if (declared_length(request) or 0) > JSON_BODY_MAX_BYTES:
@@ -68,12 +74,24 @@ class JsonRoute(APIRoute):
         return handle_within_bounds
 
 
+def _refuse_encoded(request: Request) -> None:
+    """415 for a compressed body (RFC 9110 §15.5.16): its bytes would be taken for text."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"The body must be sent as it is, not in {encoding[:64]!r}.",
+            {"Accept-Encoding": "identity"},
+        )
+
+
 def _bounded(receive: Receive) -> Receive:
     read_bytes = 0
+    receive_in_time = _in_time(receive)
 
     async def receive_within_bounds() -> Message:
         nonlocal read_bytes
-        message = await _receive_in_time(receive)
+        message = await receive_in_time()
         read_bytes += len(message.get("body", b""))
         if read_bytes > JSON_BODY_MAX_BYTES:
             raise _json_too_large()
@@ -86,17 +104,44 @@ def _json_too_large() -> HTTPException:
     return too_large(f"The body has more than {JSON_BODY_MAX_BYTES} bytes.")
 
 
-async def _receive_in_time(receive: Receive) -> Message:
-    try:
-        async with asyncio.timeout(STALL_S):
-            return await receive()
-    except TimeoutError as exc:
-        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "The body stalled.") from exc
+class Pace:
+    """How long a client may keep us waiting: `stall_s` at a time, and in all that and a second for each 16 KiB.
+
+    Only waiting counts: what is done with the bytes in between is not the client's time.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = self._left_s = stall_s
+
+    async def keep(self, passing: Awaitable[_Passed], size_of: Callable[[_Passed], int]) -> _Passed:
+        """Wait for bytes to pass. TimeoutError where that takes too long."""
+        begun_s = time.monotonic()
+        async with asyncio.timeout(min(self._left_s, self._stall_s)):
+            passed = await passing
+        self._left_s += size_of(passed) / PACE_BYTES_A_S - (time.monotonic() - begun_s)
+        return passed
+
+
+def body_bytes(message: Message) -> int:
+    return len(message.get("body", b""))
+
+
+def _in_time(receive: Receive) -> Receive:
+    pace = Pace(STALL_S)
+
+    async def receive_in_time() -> Message:
+        try:
+            return await pace.keep(receive(), body_bytes)
+        except TimeoutError as exc:
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly.") from exc
+
+    return receive_in_time
 
 
 async def stream_body(request: Request) -> AsyncIterator[bytes]:
-    """The body's pieces as they come; 408 where it stalls, ClientDisconnect where the client goes away."""
-    bounded = Request(request.scope, lambda: _receive_in_time(request.receive))
+    """The body's pieces as they come; 408 where they come too slowly, ClientDisconnect where the client goes away."""
+    _refuse_encoded(request)
+    bounded = Request(request.scope, _in_time(request.receive))
     async for chunk in bounded.stream():
         if chunk:
             yield chunk
@@ -105,18 +150,22 @@ async def stream_body(request: Request) -> AsyncIterator[bytes]:
 async def read_lines(request: Request) -> AsyncIterator[list[tuple[int, bytes]]]:
     """The numbered lines (from 1) of a body, up to 200 at a time, empty ones left out. Others get their turn between.
 
-    A line over 64 KiB is an InputError.
+    A byte order mark before the first is left out. A line over 64 KiB is an InputError.
     """
     number = 0
     rest = b""
     async for chunk in stream_body(request):
         *lines, rest = (rest + chunk).split(b"\n")
+        if number == 0 and lines:
+            lines[0] = lines[0].removeprefix(_BOM)
         _short_enough(rest, number + len(lines) + 1)
         for start in range(0, len(lines), _LINES_AT_ONCE):
             some = lines[start : start + _LINES_AT_ONCE]
             yield [(n, _short_enough(line, n)) for n, line in enumerate(some, number + 1) if line.strip()]
             number += len(some)
             await asyncio.sleep(0)
+    if number == 0:
+        rest = rest.removeprefix(_BOM)
     if rest.strip():
         yield [(number + 1, rest)]
 

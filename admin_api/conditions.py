@@ -9,16 +9,38 @@ from typing import Annotated, Final
 from fastapi import Depends, Header
 
 from ota_hook.errors import ConflictError, InputError
+from ota_hook.model import DeviceType, DocumentKind, Firmware, Rule
 from ota_hook.ports import ExpectedDevice
+from ota_hook.snapshot import Snapshot
+from ota_hook.task import Task
 
 _TAGS: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 
 _DIGEST: Final = re.compile(r'"([0-9a-f]{40})"')
 
 
-def revision_etag(revision: int) -> str:
-    """The strong ETag of a document in the catalogue."""
-    return f'"{revision}"'
+_REFUSED_ETAG: Final = '"refused"'
+"""Of a document that can't be read and so has no tag of its own: `*` matches it, as something that is there."""
+
+
+def document_etag(document: DeviceType | Rule | Firmware | Task) -> str:
+    """The strong ETag of a document in the catalogue, or of a task.
+
+    Its age is a part: one that was deleted and made anew under its key is another, and begins with revision 1 again.
+    """
+    return f'"{document.revision}-{document.created_at_ms}"'
+
+
+def current_etag(
+    snapshot: Snapshot, kind: DocumentKind, key: str, document: DeviceType | Rule | Firmware | None
+) -> str | None:
+    """The tag of what is there under the key, `document` or one that can't be used; None for nothing."""
+    if document is not None:
+        return document_etag(document)
+    refused = snapshot.refused.get((kind, key))
+    if refused is None:
+        return None
+    return document_etag(refused.firmware) if refused.firmware else _REFUSED_ETAG
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from ota_hook.model import (
     SettledOffer,
     VersionScheme,
 )
+from ota_hook.snapshot import RefusedDocument
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -119,7 +120,9 @@ class Document(BaseModel):
 
 
 class DeviceTypeFields(Document):
-    """What an operator sets of a device type. `name` defaults to the key."""
+    """What an operator sets of a device type. `name` defaults to the key. The default rule of a new one reads the first
+    of `version_attributes`.
+    """
 
     key: Key | None = None
     name: Name | None = None
@@ -422,6 +425,7 @@ class FirmwareOut(BaseModel):
     """A firmware. `devices` holds the first thousand of its list, sorted, `devices_count` how many there are; both
     are null where every device may have it. `devices_truncated`: there are more than `devices` shows, and
     `/firmware/{id}/devices` has them all. `url` is what devices are given, null where the HTTPS base is not set.
+    After an upload `notice` says what keeps it from devices that it is meant for, null where nothing does.
     """
 
     id: str
@@ -446,6 +450,7 @@ class FirmwareOut(BaseModel):
     url: str | None
     created_at: str | None
     revision: int
+    notice: str | None = None
 
     @classmethod
     def of(cls, firmware: Firmware, *, devices: list[str] | None, devices_count: int | None, url: str | None) -> Self:
@@ -504,6 +509,21 @@ class DeviceListOut(BaseModel):
 
     count: int
     unknown: int
+
+
+# ---- what can't be used
+
+
+class RefusedDocumentOut(BaseModel):
+    """A document that is stored and can't be used: its kind (`device_type`, `rule`, `firmware`), key, and why."""
+
+    kind: str
+    key: str
+    reason: str
+
+    @classmethod
+    def of(cls, document: RefusedDocument) -> Self:
+        return cls(kind=document.kind.value, key=document.shown_key, reason=document.reason)
 
 
 # ---- check

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 _FIELD_SHOWN_CHARS: Final = 256
@@ -33,18 +34,35 @@ _SENTENCES: Final = {
 """By pydantic's error types; in braces, what it says beside them. A type that is not here keeps pydantic's words."""
 
 
-def describe_fault(fault: Mapping[str, Any], *, whole: str = "The body") -> tuple[str, str]:
-    """The fault's field (empty where it is about the whole) and a sentence that names it."""
+def describe_fault(
+    fault: Mapping[str, Any], *, whole: str = "The body", parameters: Collection[str] = ()
+) -> tuple[str, str]:
+    """The fault's field (empty where it is about the whole) and a sentence that names it.
+
+    `parameters` are those that there are, where the query is at fault: one near to it is named.
+    """
     kind, location = str(fault["type"]), fault.get("loc", ())
     # Where JSON breaks off, the location is a place in the text.
     field = "" if kind == "json_invalid" else _field_name(location)
     said = {
-        **fault.get("ctx", {}),
+        **{name: _shown(value) for name, value in fault.get("ctx", {}).items()},
         "it": f"`{field}`" if field else whole,
         "kind": "parameter" if location[:1] == ("query",) else "field",
     }
-    sentence = _SENTENCES.get(kind)
-    return field, f"{said['it']}: {fault['msg']}" if sentence is None else sentence.format_map(said)
+    sentence = _SENTENCES.get(kind, "{it}: {msg}").format_map({"msg": fault["msg"], **said})
+    near = _near(field, parameters) if kind == "extra_forbidden" and said["kind"] == "parameter" else ""
+    return field, sentence + (f" Did you mean `{near}`?" if near else "")
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """The known name that is in `name` (`type` in `device_type`), or the other way round, or nearly it."""
+    within = [other for other in known if name and (other in name or name in other)]
+    return next(iter(within or difflib.get_close_matches(name, known, n=1, cutoff=0.7)), "")
+
+
+def _shown(value: object) -> object:
+    """`100`, where it is 100.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _field_name(location: Sequence[Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 from admin_api.context import AdminContext
 from admin_api.documents import FirmwareOut
 from ota_hook._device_set import DeviceSet
+from ota_hook.errors import ConflictError
 from ota_hook.model import Firmware
 from ota_hook.packages.urls import package_url
 from ota_hook.snapshot import NOBODY, Snapshot
@@ -43,11 +44,14 @@ class FirmwareViews:
         kept = self._heads.get(name)
         if kept is None:
             kept = []
-            async with aclosing(self._context.catalogue.read_device_list(name)) as pieces:
-                async for piece in pieces:
-                    kept += piece
-                    if len(kept) >= DEVICES_SHOWN:
-                        break
+            try:
+                async with aclosing(self._context.catalogue.read_device_list(name)) as pieces:
+                    async for piece in pieces:
+                        kept += piece
+                        if len(kept) >= DEVICES_SHOWN:
+                            break
+            except ConflictError:
+                return []  # said to be fewer than there are; who reads the list is told why
             self._heads[name] = kept = sorted(kept[:DEVICES_SHOWN])
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)

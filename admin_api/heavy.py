@@ -12,13 +12,11 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from admin_api.auth import API_PREFIX
-from admin_api.bodies import NDJSON, choose_accepted
+from admin_api.bodies import NDJSON, STALL_S, Pace, body_bytes, choose_accepted
 from admin_api.problems import RETRY_AFTER_S, problem_response
 
 HEAVY_AT_ONCE: Final = 2
 HEAVY_WAIT_S: Final = 10.0
-STALL_S: Final = 60.0
-"""A client that takes nothing of its answer for so long gives its place up."""
 
 _STREAMS: Final = re.compile(
     rf"{API_PREFIX}/(devices-(import|export)|firmware/[^/]+/devices|device-types/[^/]+/versions)"
@@ -32,7 +30,8 @@ class LimitHeavy:
     """ASGI: at most two heavy requests run at once; the next waits up to ten seconds and is then refused (503).
 
     Heavy are imports, exports, device lists, a run's devices as a stream, counts of versions, and a page of the devices
-    of one type or tag, which may read all.
+    of one type or tag, which may read all. A client that takes its answer too slowly gives its place up, as one does
+    that sends too slowly.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class LimitHeavy:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         stalled = False
+        pace = Pace(self._stall_s)
 
         async def bounded_send(message: Message) -> None:
             nonlocal stalled
             try:
-                async with asyncio.timeout(self._stall_s):
-                    await send(message)
+                await pace.keep(send(message), lambda _: body_bytes(message))
             except TimeoutError:
                 stalled = True
                 raise

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import orjson
 
 from admin_api.bodies import CSV
-from admin_api.device_lines import read_row
+from admin_api.device_lines import check_width, mend_of_column, read_json, read_row
 from ota_hook.admission import check_identifier
 from ota_hook.errors import InputError
 
@@ -17,7 +17,9 @@ _COLUMN = "identifier"
 
 
 class ListLines:
-    """Reads the lines of one list in their order. Of CSV the first is the header; other columns are passed over."""
+    """Reads the lines of one list in their order. Of CSV the first is the header. Other columns, and other fields of an
+    object, are passed over: an export of devices is a list.
+    """
 
     def __init__(self, media_type: str) -> None:
         self._is_csv = media_type == CSV
@@ -29,37 +31,40 @@ class ListLines:
         identifiers = []
         for number, line in lines:
             try:
-                identifier = self._read_cell(read_row(line)) if self._is_csv else _read_json(line)
+                identifier = self._read_cell(read_row(line)) if self._is_csv else _read_value(read_json(line))
                 if identifier is not None:
                     identifiers.append(check_identifier(identifier))
             except InputError as exc:
                 raise InputError(f"Line {number}: {exc.detail}", mend=exc.mend) from exc
         return identifiers
 
+    def end(self) -> None:
+        """There are no more lines. InputError where the header is missing: an empty file is no list of nobody."""
+        if self._is_csv and self._column is None:
+            raise InputError("The CSV has no line that names its columns.")
+
     def _read_cell(self, cells: list[str]) -> str | None:
         if self._column is None:
             self._take_header(cells)
             return None
-        if len(cells) != self._columns:
-            raise InputError(f"it has {len(cells)} values, and the header names {self._columns}.")
+        check_width(cells, self._columns)
         return cells[self._column]
 
     def _take_header(self, cells: list[str]) -> None:
         names = [name.strip() for name in cells]
         if names.count(_COLUMN) != 1:
-            raise InputError(f"the first line must name the columns, `{_COLUMN}` among them once.")
+            mends = filter(None, (mend_of_column(name, [_COLUMN]) for name in names if name != _COLUMN))
+            raise InputError(
+                f"The first line must name the columns, `{_COLUMN}` among them once.", mend=next(mends, "")
+            )
         self._column, self._columns = names.index(_COLUMN), len(names)
 
 
-def _read_json(line: bytes) -> str:
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
-        raise InputError("it is not JSON.") from exc
-    if isinstance(value, dict) and value.keys() == {_COLUMN}:
-        value = value[_COLUMN]
+def _read_value(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get(_COLUMN)
     if not isinstance(value, str):
-        raise InputError('it must be "ID" or {"identifier": "ID"}.')
+        raise InputError('The line must be "ID" or {"identifier": "ID"}.')
     return value
 
 

@@ -52,4 +52,4 @@ def read_cursor(cursor: str) -> str:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError) as exc:
-        raise InputError("The cursor is not one that this list gave out.", field="cursor") from exc
+        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor") from exc

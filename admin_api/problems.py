@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -79,9 +79,9 @@ def install_problems(app: FastAPI) -> None:
         assert isinstance(exc, OtaHookError)  # noqa: S101 - what the registration below says
         return error_response(exc)
 
-    async def on_invalid(_: Request, exc: Exception) -> Response:
+    async def on_invalid(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, RequestValidationError)  # noqa: S101
-        return _invalid(exc)
+        return _invalid(exc, _parameters_of(request))
 
     async def on_http(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, StarletteHTTPException)  # noqa: S101
@@ -134,8 +134,14 @@ def _http_detail(exc: StarletteHTTPException) -> str:
     return str(exc.detail)
 
 
-def _invalid(exc: RequestValidationError) -> Response:
-    faults = [describe_fault(fault) for fault in exc.errors()[:_ERRORS_MAX]]
+def _parameters_of(request: Request) -> list[str]:
+    """The names in the query that the request's route reads: those of the model that it calls `query`."""
+    model = get_type_hints(request.scope["endpoint"]).get("query")
+    return list(getattr(model, "model_fields", ()))
+
+
+def _invalid(exc: RequestValidationError, parameters: Sequence[str]) -> Response:
+    faults = [describe_fault(fault, parameters=parameters) for fault in exc.errors()[:_ERRORS_MAX]]
     detail = faults[0][1] if faults else "The request is not valid."
     errors = [{"field": field, "detail": said} for field, said in faults]
     return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)

@@ -36,8 +36,10 @@ _REPEATED: Final = {
     "source_versions": SOURCE_VERSIONS_MAX,
     "tags": FIRMWARE_TAGS_MAX,
 }
+_EMPTY_IS_NONE: Final = frozenset({"devices", "tags"})
 _BOOLEANS: Final = frozenset({"use_https", "enabled", "allow_downgrade"})
 _BOOLEAN_TEXTS: Final = {"true": True, "1": True, "false": False, "0": False}
+_NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _BOUNDARY: Final = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]*[0-9A-Za-z'()+_,\-./:=?]")
 
 _PLAIN_FIELD: Final = re.compile(r'form-data; name="([a-z_]+)"')
@@ -257,17 +259,19 @@ def _read_disposition(header: str) -> tuple[str, str | None]:
 
 
 def _read_field(name: str, texts: list[str]) -> object:
-    """What a field's texts mean: a list, a boolean, a number, or the text. One empty `devices` or `tags` is `[]`."""
+    """What a field's texts mean: a list, a boolean, a number, or the text.
+
+    One empty `devices` or `tags` is `[]`: nobody. An empty `source_versions` is no version, for `[]` would be any.
+    """
     if name in _REPEATED:
-        return [] if texts == [""] else texts
+        return [] if texts == [""] and name in _EMPTY_IS_NONE else texts
     if name in _BOOLEANS:
         value = _BOOLEAN_TEXTS.get(texts[0].strip().lower())
         if value is None:
             raise InputError(f"`{name}` must be true or false.", field=name)
         return value
     if name == "percentage":
-        try:
-            return float(texts[0])
-        except ValueError:
-            raise InputError(f"`{name}` must be a number.", field=name) from None
+        if not _NUMBER.fullmatch(texts[0].strip()):
+            raise InputError(f"`{name}` must be a number.", field=name)
+        return float(texts[0])
     return texts[0]

@@ -343,9 +343,6 @@ cdef class VersionCounter:
         """See the stub."""
         cdef dict by_text = {}
         for stored, count in zip(self.numbers.texts, self.counted, strict=True):
-            try:
-                text = stored.decode("utf-8", "surrogatepass")
-            except UnicodeDecodeError:
-                text = stored.decode("utf-8", "replace")
+            text = stored.decode("utf-8", "replace")
             by_text[text] = by_text.get(text, 0) + count
         return by_text

@@ -15,6 +15,7 @@ from ota_hook._device_set import DeviceSet
 from ota_hook._versions import version_key
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (
+    DEFAULT_EVENT,
     TAG_MAX_BYTES,
     VERSION_MAX_BYTES,
     CatalogueChange,
@@ -22,6 +23,7 @@ from ota_hook.model import (
     DocumentKind,
     Firmware,
     Rule,
+    VersionScheme,
     is_direct_identifier,
     is_tag,
 )
@@ -37,6 +39,14 @@ FIRMWARE_TAGS_MAX: Final = 100
 INLINE_DEVICES_MAX: Final = 10_000
 LISTED_DEVICES_MAX: Final = 1_000_000
 _ROUNDING: Final = 1e-9
+
+_TAKEN: Final = {
+    VersionScheme.AUTO: "any text with a digit",
+    VersionScheme.SEMVER: "three numbers and perhaps more, as in 1.0.0 or 1.0.0-rc.1",
+    VersionScheme.PEP440: "what Python's packages have, as in 1.0, 1.0rc1 or 1.0.post1",
+    VersionScheme.DEBIAN: "what begins with a digit, as in 1.0-1 or 1.0~rc1",
+}
+"""What would be a version in a scheme, in half a sentence."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -80,8 +90,21 @@ def check_version(text: str) -> str:
     """A version of a firmware or device, trimmed: 1 to 128 bytes with a digit in it."""
     text = text.strip()
     if _utf8_length(text, "A version") > VERSION_MAX_BYTES or not any("0" <= c <= "9" for c in text):
-        raise InputError(f"{_shown(text)} is not a version: it needs a digit and at most {VERSION_MAX_BYTES} bytes.")
+        raise InputError(
+            f"{_shown(text)} is not a version: it needs one of the digits 0–9 and at most {VERSION_MAX_BYTES} bytes."
+        )
     return _check_line(text, VERSION_MAX_BYTES, "A version")
+
+
+def key_in_scheme(scheme: VersionScheme, text: str, *, of: str = "") -> bytes:
+    """The key of a version. InputError where it is none in the scheme, `of` whatever that is."""
+    key = version_key(scheme, text)
+    if key is None:
+        raise InputError(
+            f"{_shown(text)} is not a version in the scheme {scheme.value!r}{of}, which takes {_TAKEN[scheme]}.",
+            field="version",
+        )
+    return key
 
 
 def check_identifier(text: str) -> str:
@@ -96,7 +119,10 @@ def check_identifier(text: str) -> str:
 def check_tag(text: str) -> str:
     """A tag. InputError for what is none."""
     if not is_tag(text):
-        raise InputError(f'A tag must have 1 to {TAG_MAX_BYTES} bytes of UTF-8 without white space and `, ; "`.')
+        raise InputError(
+            f"{_shown(text)} is no tag: 1 to {TAG_MAX_BYTES} bytes of UTF-8 without white space, control characters and"
+            ' , ; "'
+        )
     return text
 
 
@@ -109,8 +135,9 @@ def check_percentage(percentage: float) -> float:
 
 def check_distinct(texts: list[str]) -> list[str]:
     """The texts, none of them twice."""
-    if len(set(texts)) != len(texts):
-        raise InputError("The same entry is there twice.")
+    for text in texts if len(set(texts)) != len(texts) else ():
+        if texts.count(text) > 1:
+            raise InputError(f"{_shown(text)} is there twice.")
     return texts
 
 
@@ -133,13 +160,31 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 64 else repr(text[:61]) + "…"
 
 
+# ---- what can't be used
+
+
+def refuse_unusable(snapshot: Snapshot, kind: DocumentKind, key: str) -> None:
+    """ConflictError where such a document is stored but can't be used."""
+    refused = snapshot.refused.get((kind, key))
+    if refused is None:
+        return
+    mend = "PUT it anew."
+    if kind is DocumentKind.FIRMWARE:
+        mend = "Mend that (a device list: PUT it anew), or delete it."
+        if refused.firmware is None:
+            mend = "Start the release that wrote it, or delete it."
+    raise ConflictError(f"The {kind.replace('_', ' ')} {_shown(key)} can't be used: {refused.reason}.", mend=mend)
+
+
 # ---- device types
 
 
 def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> DeviceType:
-    """The device type that a document refers to. InputError (422) where it does not exist."""
+    """The device type that a document refers to. InputError (422) where it does not exist or can't be used."""
     device_type = snapshot.types.get(key)
     if device_type is None:
+        if refused := snapshot.refused.get((DocumentKind.DEVICE_TYPE, key)):
+            raise InputError(f"The device type {_shown(key)} can't be used: {refused.reason}.", field=field)
         raise InputError(f"There is no device type {_shown(key)}.", mend="Create it first.", field=field)
     return device_type
 
@@ -147,16 +192,23 @@ def find_type(snapshot: Snapshot, key: str, *, field: str = "device_type") -> De
 def admit_type(
     snapshot: Snapshot, proposed: DeviceType, *, default_rule_id: str, tasks: Sequence[Task] = ()
 ) -> tuple[CatalogueChange, ...]:
-    """Create or replace a device type; a new one comes with its default rule, whose attribute joins the type's."""
+    """Create or replace a device type; a new one comes with its default rule, which reads its first attribute.
+
+    One that is created over a document that can't be used has its rules still: their attributes join it.
+    """
     old = snapshot.types.get(proposed.key)
     if old is None:
-        rule = Rule(
+        rules = [rule for rule in snapshot.rules.values() if rule.device_type == proposed.key]
+        default = Rule(
             id=default_rule_id,
-            name="otaCheck",
+            name=DEFAULT_EVENT,
             device_type=proposed.key,
+            version_attribute=proposed.version_attributes[0],
             created_at_ms=proposed.created_at_ms,
         )
-        return (_write(_with_attribute(proposed, rule.version_attribute)), _write(rule))
+        for rule in rules:
+            proposed = _with_attribute(proposed, rule.version_attribute)
+        return (_write(proposed),) if rules else (_write(proposed), _write(default))
     for rule in snapshot.rules.values():
         if rule.device_type == old.key and rule.version_attribute not in proposed.version_attributes:
             raise ConflictError(
@@ -171,14 +223,15 @@ def admit_type(
                 mend="Change or delete the task first.",
                 field="version_attributes",
             )
-    for firmware in snapshot.living_firmware(old.key):
-        if version_key(proposed.version_scheme, firmware.version) is None:
-            raise ConflictError(
-                f"The version {firmware.version!r} of the firmware {firmware.name!r} ({firmware.id}) is not one in the"
-                f" scheme {proposed.version_scheme.value!r}.",
-                mend="Delete the firmware first.",
-                field="version_scheme",
-            )
+    scheme = proposed.version_scheme
+    strange = [f for f in snapshot.living_firmware(old.key) if version_key(scheme, f.version) is None]
+    if strange:
+        named = _first_few([f"{f.version!r} ({f.name} {f.id})" for f in strange])
+        raise ConflictError(
+            f"Of {len(strange)} firmware the version is not one in the scheme {scheme.value!r}: {named}.",
+            mend="Delete those first.",
+            field="version_scheme",
+        )
     if proposed.version_scheme != old.version_scheme:
         _refuse_clashes_under(snapshot, proposed)
     return (_write(replace(proposed, created_at_ms=old.created_at_ms, revision=old.revision + 1)),)
@@ -202,8 +255,9 @@ def remove_type(
 ) -> tuple[CatalogueChange, ...]:
     """Delete a device type and its rules. `devices` are some devices of that type; empty where there are none."""
     if key not in snapshot.types:
+        refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, key)
         raise NotFound(f"There is no device type {_shown(key)}.")
-    living = snapshot.living_firmware(key)
+    living = snapshot.living_firmware(key) + _refused_firmware_of(snapshot, key)
     uses = []
     if living:
         uses.append(f"{len(living)} firmware ({_first_few([f.name + ' ' + f.id for f in living])})")
@@ -221,6 +275,14 @@ def remove_type(
         *(CatalogueChange(DocumentKind.RULE, rule.id, None) for rule in rules),
         CatalogueChange(DocumentKind.DEVICE_TYPE, key, None),
     )
+
+
+def restore_type(snapshot: Snapshot, device_type: DeviceType, rules: Sequence[Rule]) -> tuple[CatalogueChange, ...]:
+    """Put a device type and its rules back after their deletion, unless one was made anew under its key."""
+    if device_type.key in snapshot.types:
+        return ()
+    back = replace(device_type, revision=device_type.revision + 1)
+    return (_write(back), *(_write(rule) for rule in rules if rule.id not in snapshot.rules))
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -278,24 +340,38 @@ def admit_rule(snapshot: Snapshot, proposed: Rule) -> tuple[CatalogueChange, ...
 
 
 def find_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
-    """The firmware; NotFound where it never was, or is deleted (gone)."""
+    """The firmware; NotFound where it never was, or is deleted (gone), ConflictError where it can't be used."""
     firmware = snapshot.firmware.get(firmware_id)
     if firmware is None:
+        refuse_unusable(snapshot, DocumentKind.FIRMWARE, firmware_id)
         raise NotFound(f"There is no firmware {_shown(firmware_id)}.")
     if firmware.deleted_at_ms is not None:
         raise NotFound(f"The firmware {firmware.name!r} ({firmware.id}) was deleted.", gone=True)
     return firmware
 
 
+def find_mendable_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware:
+    """`find_firmware`, or one that can't be used as it is but can be read."""
+    refused = _refused_firmware(snapshot, firmware_id)
+    return find_firmware(snapshot, firmware_id) if refused is None else refused
+
+
+def _refused_firmware_of(snapshot: Snapshot, device_type: str) -> list[Firmware]:
+    """What can be read of the firmware of a type that can't be used: a type made anew might bring it into force."""
+    known = (_refused_firmware(snapshot, key) for _, key in snapshot.refused)
+    return [firmware for firmware in known if firmware is not None and firmware.device_type == device_type]
+
+
+def _refused_firmware(snapshot: Snapshot, firmware_id: str) -> Firmware | None:
+    """What a firmware says that can't be used, and that no good document came before."""
+    refused = snapshot.refused.get((DocumentKind.FIRMWARE, firmware_id))
+    return None if refused is None or firmware_id in snapshot.firmware else refused.firmware
+
+
 def check_firmware_version(snapshot: Snapshot, device_type_key: str, version: str) -> None:
     """Refuse what can be refused before the bytes arrive: an unknown type, a text that is no version there."""
     device_type = find_type(snapshot, device_type_key)
-    if version_key(device_type.version_scheme, version) is None:
-        raise InputError(
-            f"{_shown(version)} is not a version in the scheme {device_type.version_scheme.value!r} of"
-            f" {device_type.key!r}.",
-            field="version",
-        )
+    key_in_scheme(device_type.version_scheme, version, of=f" of {device_type.key!r}")
 
 
 def admit_firmware(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | None) -> tuple[CatalogueChange, ...]:
@@ -315,6 +391,8 @@ def admit_firmware(snapshot: Snapshot, proposed: Firmware, devices: DeviceSet | 
     if old is None or _who_gets(old) != _who_gets(proposed):
         _refuse_duplicate(snapshot, proposed)
         _refuse_loop(snapshot, proposed, devices)
+    if old is None:
+        old = _refused_firmware(snapshot, proposed.id)
     if old is not None:
         proposed = replace(proposed, revision=old.revision + 1)
     return (_write(proposed),)
@@ -332,8 +410,11 @@ def _who_gets(firmware: Firmware) -> tuple[object, ...]:
 
 
 def remove_firmware(snapshot: Snapshot, firmware_id: str, *, now_ms: int) -> tuple[CatalogueChange, ...]:
-    """Leave a tombstone: history stays, no check finds it any more."""
-    firmware = find_firmware(snapshot, firmware_id)
+    """Leave a tombstone: history stays, no check finds it any more. What can't be read is removed without one."""
+    refused = snapshot.refused.get((DocumentKind.FIRMWARE, firmware_id))
+    if refused and not refused.firmware and firmware_id not in snapshot.firmware:
+        return (CatalogueChange(DocumentKind.FIRMWARE, check_ulid(firmware_id), None),)
+    firmware = find_mendable_firmware(snapshot, firmware_id)
     return (_write(replace(firmware, deleted_at_ms=now_ms, revision=firmware.revision + 1)),)
 
 
@@ -356,8 +437,9 @@ def _refuse_if_duplicate(proposed: Firmware, other: Firmware) -> None:
     both_full = not proposed.source_versions and not other.source_versions
     if both_full or not set(proposed.source_versions).isdisjoint(other.source_versions):
         state = "" if other.enabled else " (disabled)"
+        equal = "" if proposed.version == other.version else f", which is equal to {proposed.version!r} in its scheme,"
         raise ConflictError(
-            f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r} for the same devices"
+            f"The firmware {other.name!r} ({other.id}){state} is version {other.version!r}{equal} for the same devices"
             " already.",
             mend="Change or delete that one, or say for one of them which devices it is for.",
             field="version",

@@ -95,6 +95,11 @@ class ApiClient:
         """One document. Queries that are None are left out."""
         return _read_document(self._ask("GET", path, params=_given(query)))
 
+    def get_tagged(self, path: str) -> tuple[Document, str]:
+        """One document and its entity tag, for `patch`."""
+        response = self._ask("GET", path)
+        return _read_document(response), response.headers.get("ETag", "")
+
     def each(self, path: str, **query: object) -> Iterator[Document]:
         """Every entry of a list, page by page as it is read."""
         cursor: str | None = None
@@ -122,14 +127,14 @@ class ApiClient:
         response = self._ask("POST", path, content=_encode(document), headers=headers)
         return _read_document(response), response.status_code == HTTPStatus.CREATED
 
-    def patch(self, path: str, changes: Mapping[str, object], *, revision: int | None = None) -> Document:
+    def patch(self, path: str, changes: Mapping[str, object], *, etag: str | None = None) -> Document:
         """Change the named fields; None only where null is a value of the field (`devices`: every device).
 
-        With `revision`, only where the document still has it: else ConflictError.
+        With `etag`, only where the document still has it: else ConflictError.
         """
         headers = {"Content-Type": _MERGE_PATCH}
-        if revision is not None:
-            headers["If-Match"] = f'"{revision}"'
+        if etag is not None:
+            headers["If-Match"] = etag
         return _read_document(self._ask("PATCH", path, content=_encode(changes), headers=headers))
 
     def delete(self, path: str) -> None:
@@ -419,14 +424,15 @@ def _field_of(problem: Document) -> str | None:
 
 
 def _detail_of(problem: Document) -> str:
-    """The problem's sentence, with the field where that is not in it, and the faults that it leaves out."""
-    detail, field = str(problem.get("detail", "")), _field_of(problem)
-    if field and field not in detail and field.replace("_", " ") not in detail.lower():
-        detail = f"{field}: {detail}"
-    more = [_fault_text(fault) for fault in _faults_of(problem)[1:_FAULTS_TOLD]]
-    return " ".join(filter(None, [detail, *more]))
+    """The problem's sentence and those of the faults that it leaves out."""
+    faults = _faults_of(problem)
+    first = {"field": _field_of(problem), "detail": problem.get("detail")}
+    return " ".join(filter(None, map(_fault_text, [first, *faults[1:_FAULTS_TOLD]])))
 
 
 def _fault_text(fault: Document) -> str:
-    field, detail = str(fault.get("field", "")), str(fault.get("detail", ""))
-    return detail if field in detail else ": ".join(filter(None, (field, detail)))
+    """What is wrong, with the value as it was given, else with the field: fields are the API's words, not people's."""
+    field, detail = str(fault.get("field") or ""), str(fault.get("detail") or "")
+    detail = detail.removeprefix(f"`{field}`: ") if f"`{field}`: '" in detail else detail
+    named = "'" in detail or field in detail or field.replace("_", " ") in detail.lower()
+    return detail if named else f"{field}: {detail}"

@@ -587,7 +587,7 @@ async def _run_admin(
     configured = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
     token, made = load_admin_token(settings.data_dir, configured)
     packages = LocalPackageStore(settings.data_dir / "packages")
-    await _sweep(packages, state)
+    await _sweep(packages, state.catalogue)
     heartbeat = Heartbeat(state.redis, state.keys)
     closing = asyncio.Event()
     app = create_app(
@@ -617,7 +617,7 @@ async def _run_admin(
         config = serving(ssl_certfile=settings.admin_tls_cert, ssl_keyfile=settings.admin_tls_key)
         servers.append((config, sockets.https))
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(_background(_keep_sweeping(packages, state)))
+        await stack.enter_async_context(_background(_keep_sweeping(packages, state.catalogue)))
         for config, bound in servers:
             await stack.enter_async_context(_serve_http(config, bound))
         stack.callback(closing.set)
@@ -679,16 +679,16 @@ def _readiness(state: _State, heartbeat: Heartbeat) -> Callable[[], Awaitable[li
     return check
 
 
-async def _keep_sweeping(packages: LocalPackageStore, state: _State) -> None:
+async def _keep_sweeping(packages: LocalPackageStore, catalogue: RedisCatalogue) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
-        await _sweep(packages, state)
+        await _sweep(packages, catalogue)
 
 
-async def _sweep(packages: LocalPackageStore, state: _State) -> None:
-    in_use = [f.id for f in state.catalogue.current.firmware.values() if f.deleted_at_ms is None]
+async def _sweep(packages: LocalPackageStore, catalogue: RedisCatalogue) -> None:
+    """Remove packages of no firmware. What Redis has counts, not the snapshot: that leaves out what can't be used."""
     try:
-        removed = await packages.sweep(in_use)
+        removed = await packages.sweep(await catalogue.load_packages_in_use())
     except OtaHookError as exc:
         _log.warning("sweep_failed", problem=str(exc))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,20 +32,22 @@ class CheckReport:
     firmware: tuple[FirmwareReport, ...]
 
 
+_SHOWN: Final = 5
 _SENTENCES: Final = {
     "disabled": "It is disabled.",
     "not_selected": "This device is not among the devices that it is for.",
     "not_listed": "It is not on its list of devices.",
     "tags_differ": "It has none of its tags ({tags}).",
-    "outside_percentage": "It is outside of the {percentage} % of the fleet.",
+    "outside_percentage": "It is outside of the {percentage} % of {whom}.",
     "source_version_differs": "The device's version {current} is not one of its source versions ({sources}).",
-    "current_version_unknown": "No usable version of the device is known, so nothing can be newer.",
+    "current_version_unknown": "No version of the device is known, so nothing can be newer.",
     "same_version": "The device runs an equal version ({current}) already.",
     "not_newer": "It is older than the device's version {current}, and does not allow downgrade.",
-    "outranked": "It could be offered, but another firmware is better.",
+    "outranked": "It could be offered, but {better} is better.",
     "no_rule": "No enabled rule makes any event of the device type a check of this module.",
     "unusable": "It can't be matched as it is stored; the log says why.",
 }
+_UNREADABLE: Final = "The device's version {current} is not a version in the scheme {scheme}, so nothing can be newer."
 
 
 def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> CheckReport:
@@ -53,7 +55,7 @@ def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> Check
     living = snapshot.living_firmware(device.device_type, module)
     rule = rule_for(snapshot, device.device_type, module)
     if rule is None:
-        reports = tuple(_report(firmware, _refused(firmware, "no_rule"), None) for firmware in living)
+        reports = tuple(_report(firmware, _refused(firmware, "no_rule"), {}) for firmware in living)
         return CheckReport(rule=None, current_version=None, offer=None, reason="no_rule", firmware=reports)
     stored = device.versions.get(rule.version_attribute)
     current = stored.text if stored else None
@@ -75,8 +77,14 @@ def _explain(
     by_id = {firmware.id: firmware for firmware in living}
     index = snapshot.index(device.device_type, module)
     explained = index.explain(device.identifier, current, device.tags) if index else []
-    reports = [_report(by_id.pop(e.firmware_id), e, current) for e in explained if e.firmware_id in by_id]
-    reports += [_report(firmware, _refused(firmware, "unusable"), current) for firmware in by_id.values()]
+    chosen = next((by_id[e.firmware_id] for e in explained if e.chosen and e.firmware_id in by_id), None)
+    facts = {
+        "current": current,
+        "scheme": snapshot.types[device.device_type].version_scheme.value if index else None,
+        "better": f"{chosen.version} ({chosen.name})" if chosen else None,
+    }
+    reports = [_report(by_id.pop(e.firmware_id), e, facts) for e in explained if e.firmware_id in by_id]
+    reports += [_report(firmware, _refused(firmware, "unusable"), facts) for firmware in by_id.values()]
     return tuple(reports)
 
 
@@ -90,19 +98,31 @@ def rule_for(snapshot: Snapshot, device_type: str, module: str) -> Rule | None:
     return min(rules, key=lambda rule: (rule.event, rule.id), default=None)
 
 
-def _report(firmware: Firmware, explanation: Explanation, current: str | None) -> FirmwareReport:
-    facts = {
-        "current": current,
+def _report(firmware: Firmware, explanation: Explanation, facts: Mapping[str, str | None]) -> FirmwareReport:
+    tags = firmware.tags
+    said = {
+        **facts,
         "sources": _some_of(firmware.source_versions),
-        "tags": _some_of(firmware.tags or ()),
+        "tags": _some_of(tags or ()),
         "percentage": f"{(firmware.basis_points or 0) / 100:g}",
+        "whom": "the fleet" if tags is None else f"those tagged {' or '.join(tags[:_SHOWN])}{_more(tags)}",
     }
-    sentences = (_SENTENCES.get(reason, reason).format(**facts) for reason in explanation.reasons)
+    sentences = (_sentence(reason, facts.get("current")).format(**said) for reason in explanation.reasons)
     return FirmwareReport(firmware, explanation.chosen, explanation.reasons, tuple(sentences))
 
 
+def _sentence(reason: str, current: str | None) -> str:
+    if reason == "current_version_unknown" and current is not None:
+        return _UNREADABLE
+    return _SENTENCES.get(reason, reason)
+
+
 def _some_of(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
+    return ", ".join(texts[:_SHOWN]) + _more(texts)
+
+
+def _more(texts: Sequence[str]) -> str:
+    return ", …" if len(texts) > _SHOWN else ""
 
 
 def _reason(current: str | None, reports: Sequence[FirmwareReport]) -> str:

@@ -17,6 +17,7 @@ from ota_hook.cli_catalogue import devices, rules, types
 from ota_hook.cli_firmware import check, firmware
 from ota_hook.cli_runs import task
 from ota_hook.cli_simulation import demo, fleet
+from ota_hook.cli_versions import versions
 from ota_hook.errors import ConfigurationError, OtaHookError
 from ota_hook.settings import Listen, Settings, load_settings, parse_listen
 
@@ -51,7 +52,12 @@ DataDirOption = Annotated[
     typer.Option("--data-dir", help="Packages, token, embedded Redis [./ota-hook-data].", show_default=False),
 ]
 RedisUrlOption = Annotated[
-    str | None, typer.Option("--redis-url", help="redis://, rediss:// or unix:// [embedded].", show_default=False)
+    str | None,
+    typer.Option(
+        "--redis-url",
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// [embedded].",
+        show_default=False,
+    ),
 ]
 PublicUrlOption = Annotated[
     str | None,
@@ -197,7 +203,12 @@ def serve(
 ) -> None:
     """Run everything in one process: hook, admin API, downloads and, without a Redis URL, an embedded Redis.
 
-    Tasks run too, where a broker is configured (OTA_HOOK_MQTT_URL) or brought (--standin).
+    Tasks run too, where a broker is configured (OTA_HOOK_MQTT_URL) or brought (--standin). It keeps the terminal until
+    Ctrl-C; give the other commands another one.
+
+    \b
+    Example: ota-hook serve --admin-listen 127.0.0.1:8081
+    Example: ota-hook serve --standin
     """
     settings = _settings(
         config,
@@ -235,7 +246,11 @@ def hook(
     identity: IdentityOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Run the hook role alone: the ExHook gRPC server that the broker calls."""
+    """Run the hook role alone: the ExHook gRPC server that the broker calls.
+
+    \b
+    Example: ota-hook hook --workers 4 --redis-url redis://10.0.0.2:6379
+    """
     settings = _settings(
         config,
         hook_listen=hook_listen,
@@ -260,7 +275,11 @@ def admin(
     public_url: PublicUrlOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Run the admin role alone: the REST API and the package downloads."""
+    """Run the admin role alone: the REST API and the package downloads.
+
+    \b
+    Example: ota-hook admin --redis-url redis://10.0.0.2:6379 --public-url http://firmware.example.com
+    """
     settings = _settings(
         config,
         admin_listen=admin_listen,
@@ -287,7 +306,11 @@ def worker(
     identity: IdentityOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Run the worker role alone: schedules and pushes. Any number of them share the work."""
+    """Run the worker role alone: schedules and pushes. Any number of them share the work.
+
+    \b
+    Example: ota-hook worker --redis-url redis://10.0.0.2:6379 --mqtt-url mqtt://10.0.0.3:1883
+    """
     settings = _settings(
         config,
         data_dir=data_dir,
@@ -308,12 +331,17 @@ app.add_typer(devices, name="devices")
 app.add_typer(firmware, name="firmware")
 app.add_typer(rules, name="rules")
 app.add_typer(task, name="task")
+app.add_typer(versions, name="versions")
 app.command()(check)
 
 
 @app.command()
 def version(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
-    """Print the version."""
+    """Print the version.
+
+    \b
+    Example: ota-hook version --json
+    """
     number = package_version("ota-hook")
     if as_json:
         sys.stdout.write(orjson.dumps({"version": number, "python": platform.python_version()}).decode() + "\n")
@@ -321,7 +349,7 @@ def version(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON ob
         sys.stdout.write(f"ota-hook {number}\n")
 
 
-for _group in (app, types, devices, firmware, rules, task):
+for _group in (app, types, devices, firmware, rules, task, versions):
     for _command in _group.registered_commands:
         _command.cls = PlainUsage
 

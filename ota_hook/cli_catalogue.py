@@ -10,30 +10,30 @@ from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import typer
 
-from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, open_input, put_or_change
+from ota_hook._versions import version_key
+from ota_hook.admission import check_key
+from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
+from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change, require_type
 from ota_hook.errors import InputError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
 Document = dict[str, Any]
 
-_NONE: Final = "none"
 _ULID_CHARS: Final = 26
 
 types = typer.Typer(help="Device types: product lines with their versions and settings.", no_args_is_help=True)
 devices = typer.Typer(help="Devices: register, look at, import, export.", no_args_is_help=True)
 rules = typer.Typer(help="Rules: which event of a device type asks for which module.", no_args_is_help=True)
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The device type's key.", show_default=False)]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="The device type's key.", show_default=False, callback=check_key)
+]
 DeviceArgument = Annotated[str, typer.Argument(metavar="ID", help="The device's identifier.", show_default=False)]
 RuleArgument = Annotated[str, typer.Argument(metavar="ID", help="The rule's id.", show_default=False)]
 TypeFilter = Annotated[
     str | None, typer.Option("--type", metavar="KEY", help="Of this device type alone.", show_default=False)
 ]
 TagFilter = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With this tag alone.", show_default=False)]
-FormatOption = Annotated[
-    Literal["ndjson", "csv"] | None,
-    typer.Option("--format", help="How the lines are written [csv for *.csv, else ndjson].", show_default=False),
-]
 LimitOption = Annotated[
     int | None,
     typer.Option(
@@ -100,7 +100,9 @@ def put_type(
     session: Session,
     *,
     key: KeyArgument,
-    name: Annotated[str | None, typer.Option(help="What people call it [the key].", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the key].", show_default=False)
+    ] = None,
     scheme: Annotated[
         Literal["auto", "semver", "pep440", "debian"] | None,
         typer.Option(help="How its versions are ordered [auto].", show_default=False),
@@ -108,14 +110,16 @@ def put_type(
     version_attribute: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="A reported property that holds a version; repeat it [version].", show_default=False
+            metavar="TEXT",
+            help="A reported property that holds a version, in place of those that it has; repeat it [version].",
+            show_default=False,
         ),
     ] = None,
     extra: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="What upgrade commands say beside md5: sha256, crc32; repeat it; none takes them away.",
+            help="What upgrade commands say beside md5: sha256, crc32; repeat it; '' takes them away.",
             show_default=False,
         ),
     ] = None,
@@ -130,21 +134,21 @@ def put_type(
 ) -> None:
     """Create a device type, or change what is given of one that exists and leave the rest of it.
 
-    A new type comes with its default rule: the event otaCheck asks for the module main by the attribute version.
+    A new type comes with its default rule: the event otaCheck asks for the module main by the first version attribute.
 
     \b
-    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute version --extra sha256
+    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute fw_version --extra sha256
     """
     given: Document = {
         "name": name,
         "version_scheme": scheme,
         "version_attributes": version_attribute or None,
-        "command_extras": ([] if extra == [_NONE] else extra) if extra else None,
+        "command_extras": ([] if extra == [""] else extra) if extra else None,
         "auto_register": auto_register,
     }
     fields = {field: value for field, value in given.items() if value is not None}
-    document, created = put_or_change(session.api, session.path("device-types", key), fields, fields)
-    session.answer(document, f"The device type {key!r} is {'created' if created else 'as you say'}.")
+    document, done = put_or_change(session.api, session.path("device-types", key), fields, fields)
+    session.answer(document, f"The device type {key!r} is {done}.")
 
 
 @types.command("delete")
@@ -202,7 +206,8 @@ _REST: Final = {"other versions": "other", "not reported": "without"}
 
 def _share(count: int, total: int) -> tuple[str, str]:
     """In per cent and as a bar, which something always shows of."""
-    return f"{count / total:.1%}", "█" * max(1, round(_BAR_WIDTH * count / total))
+    share = f"{count / total:.1%}"
+    return "<0.1%" if share == "0.0%" else share, "█" * max(1, round(_BAR_WIDTH * count / total))
 
 
 # ---- devices
@@ -214,7 +219,6 @@ _DEVICE_COLUMNS: Final = (
     Column("tags"),
     Column("last report"),
 )
-_MEDIA_TYPES: Final = {"ndjson": "application/x-ndjson", "csv": "text/csv"}
 
 
 @devices.command("list")
@@ -227,6 +231,7 @@ def list_devices(
     \b
     Example: ota-hook devices list --type tracker --limit 20
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("devices"), type=device_type, tag=tag)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
@@ -324,13 +329,24 @@ def put_device(
     tags = {"tags": [] if tag == [""] else tag} if tag else {}
     versions = dict(_read_version(text) for text in version or ())
     known = {attribute: text for attribute, text in versions.items() if text is not None}
-    document, created = put_or_change(
+    document, done = put_or_change(
         session.api,
         session.path("devices", identifier),
         {"type": device_type, "versions": known} | tags,
         {"type": device_type, "versions": versions} | tags,
     )
-    session.answer(document, f"The device {identifier!r} is {'registered' if created else 'as you say'}.")
+    _note_unreadable(session, device_type, known)
+    session.answer(document, f"The device {identifier!r} is {done}.")
+
+
+def _note_unreadable(session: Session, device_type: str, versions: dict[str, str]) -> None:
+    """Say which of the given versions the type's scheme can't compare: the device would get no upgrade."""
+    if not versions:
+        return
+    scheme = session.api.get(session.path("device-types", device_type))["version_scheme"]
+    for text in versions.values():
+        if version_key(scheme, text) is None:
+            session.terminal.note(f"{text!r} is not a version in the scheme {scheme}: nothing is newer than it.")
 
 
 def _read_version(text: str) -> tuple[str, str | None]:
@@ -377,14 +393,13 @@ def import_devices(
     Example: ota-hook devices import fleet.csv
     Example: echo '{"identifier": "d1", "type": "tracker"}' | ota-hook devices import -
     """
-    media_type = _media_type(file, line_format)
-    chunks, size_bytes = open_input(file)
-    with session.terminal.progress(f"sending {file}", size_bytes) as progress:
+    lines = open_lines(file, line_format)
+    with session.terminal.progress(f"sending {file}", lines.size_bytes) as progress:
         done = session.api.send_lines(
             "POST",
             session.path("devices-import"),
-            _counted(chunks, progress),
-            media_type=media_type,
+            _counted(lines.chunks, progress),
+            media_type=lines.media_type,
             dry_run=dry_run or None,
         )
     for error in done["errors"]:
@@ -393,15 +408,10 @@ def import_devices(
         session.terminal.note(f"… and {done['failed'] - len(done['errors']):,} more")
     would = "would be " if done["dry_run"] else ""
     session.answer(
-        done, f"{done['created']:,} {would}created, {done['replaced']:,} {would}replaced, {done['failed']:,} refused."
+        done, f"{done['created']:,} {would}created, {done['replaced']:,} {would}replaced, {done['failed']:,} failed."
     )
     if done["failed"]:
         session.fail()
-
-
-def _media_type(file: Path, line_format: str | None) -> str:
-    """Of the lines of a file: CSV where it is said, or the file is called so."""
-    return _MEDIA_TYPES[line_format or ("csv" if file.suffix.lower() == ".csv" else "ndjson")]
 
 
 def _counted(chunks: Iterator[bytes], progress: Any) -> Iterator[bytes]:  # noqa: ANN401
@@ -430,10 +440,11 @@ def export_devices(
     Example: ota-hook devices export fleet.ndjson --type tracker
     Example: ota-hook devices export trial.csv --tag trial
     """
-    media_type = _media_type(file, line_format)
+    media_type = media_type_of(file, line_format)
     to_stdout = str(file) == "-"
     if to_stdout and session.terminal.as_json:
         raise InputError("With --json, standard output is for the summary.", mend="Name a file for the devices.")
+    require_type(session, device_type)
     lines = written_bytes = 0
     path = session.path("devices-export")
     with (
@@ -447,7 +458,7 @@ def export_devices(
             written_bytes += len(chunk)
             progress(written_bytes)
     if not to_stdout:
-        count = lines - (media_type == _MEDIA_TYPES["csv"])
+        count = lines - (media_type == CSV)
         summary = {"file": str(file), "devices": count, "bytes": written_bytes}
         session.answer(summary, f"{count_text(count, 'device')} in {file} ({size_text(written_bytes)}).")
 
@@ -493,6 +504,7 @@ def list_rules(session: Session, *, device_type: TypeFilter = None, limit: Limit
     \b
     Example: ota-hook rules list --type tracker
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("rules"), device_type=device_type)
     session.show_list(entries, _RULE_COLUMNS, _rule_row, limit=limit)
 
@@ -516,10 +528,14 @@ def add_rule(
     session: Session,
     *,
     device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
-    event: Annotated[str, typer.Option(help="The event's name, as devices send it.")] = "otaCheck",
-    version_attribute: Annotated[str, typer.Option(help="The reported property that holds the version.")] = "version",
-    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
-    name: Annotated[str | None, typer.Option(help="What people call it [the event].", show_default=False)] = None,
+    event: Annotated[str, typer.Option(metavar="TEXT", help="The event's name, as devices send it.")] = "otaCheck",
+    version_attribute: Annotated[
+        str, typer.Option(metavar="TEXT", help="The reported property that holds the version.")
+    ] = "version",
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that is asked for.")] = "main",
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the event].", show_default=False)
+    ] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but don't answer by it yet.")] = False,
 ) -> None:
     """Add a rule; one that says the same is no error. A version attribute that is new to the type joins it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,7 +10,8 @@ import orjson
 import typer
 
 from ota_hook.cli_catalogue import LimitOption, TypeFilter, yes_no
-from ota_hook.cli_session import Session, catalogue_command, open_input
+from ota_hook.cli_lines import TEXT, Lines, ListFormatOption, as_ndjson, open_lines, read_identifiers, split_lines
+from ota_hook.cli_session import Session, catalogue_command, require_type
 from ota_hook.errors import InputError, OtaHookError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
@@ -20,7 +20,6 @@ Document = dict[str, Any]
 _ULID_CHARS: Final = 26
 _INLINE_DEVICES_MAX: Final = 10_000
 """The API takes so many devices with the upload itself; a longer list follows it as a stream."""
-_LINE_MAX_BYTES: Final = 64 * 1024
 _COUNTED_AT_ONCE: Final = 1000
 _SOURCES_SHOWN: Final = 3
 _SELECTORS: Final = ("devices", "tags", "percentage")
@@ -65,6 +64,7 @@ def list_firmware(session: Session, *, device_type: TypeFilter = None, limit: Li
     \b
     Example: ota-hook firmware list --type tracker
     """
+    require_type(session, device_type)
     entries = session.api.each(session.path("firmware"), device_type=device_type)
     session.show_list(entries, _COLUMNS, _row, limit=limit)
 
@@ -123,7 +123,7 @@ def _show(session: Session, entry: Document) -> None:
         ("version", entry["version"]),
         ("for", _audience(entry) + (", downgrade allowed" if entry["allow_downgrade"] else "")),
         ("enabled", yes_no(entry["enabled"])),
-        ("file", f"{entry['filename']}, {entry['size']:,} bytes ({size_text(entry['size'])})"),
+        ("file", f"{entry['filename']}, {entry['size']:,} bytes{_in_units(entry['size'])}"),
         ("md5", entry["md5"]),
         ("sha256", entry["sha256"]),
         ("url", entry["url"] or "none: it wants HTTPS, and OTA_HOOK_PUBLIC_URL_HTTPS is not set"),
@@ -133,6 +133,11 @@ def _show(session: Session, entry: Document) -> None:
         facts.append(("stopped itself", f"{local_time(entry['stopped']['at'])}: {entry['stopped']['reason']}"))
     facts += [(outcome, f"{count:,}") for outcome, count in entry.get("counters", {}).items()]
     session.show(entry, facts)
+
+
+def _in_units(size_bytes: int) -> str:
+    text = size_text(size_bytes)
+    return "" if text.endswith(" B") else f" ({text})"
 
 
 # ---- upload
@@ -146,8 +151,10 @@ def upload_firmware(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The package.", show_default=False)],
     device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
     version: Annotated[str, typer.Option(metavar="TEXT", help="Its version.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What people call it [the file's name].", show_default=False)] = None,
-    module: Annotated[str, typer.Option(help="The part of the device that it is for.")] = "main",
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What people call it [the file's name].", show_default=False)
+    ] = None,
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that it is for.")] = "main",
     device: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Only for this device; repeat it.", show_default=False),
@@ -155,9 +162,12 @@ def upload_firmware(
     devices_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Only for these: an identifier a line. An empty file: nobody.", show_default=False
+            metavar="FILE",
+            help="Only for these: an identifier a line, NDJSON or CSV. An empty list: nobody.",
+            show_default=False,
         ),
     ] = None,
+    list_format: ListFormatOption = None,
     source_version: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Only for who runs exactly this version; repeat it.", show_default=False),
@@ -175,12 +185,13 @@ def upload_firmware(
     With several of them it is for the devices that are named, and besides for the percentage of those that have a tag.
 
     It is digested, written to disk and read back before it exists; a refused upload leaves nothing. Where the
-    connection breaks it is sent again, and it is there once.
+    connection breaks it is sent again, and it is there once. A list as NDJSON or CSV, or of more than ten thousand
+    devices, follows it: until that is taken the firmware is for nobody else.
 
     \b
     Example: ota-hook firmware upload app-1.1.0.bin --type tracker --version 1.1.0 --device DU_7VFGiJjjv8QoS
     """
-    first, rest = _listed_devices(device, devices_file)
+    first, rest = _listed_devices(device, devices_file, list_format)
     fields: Document = {
         "device_type": device_type,
         "version": version,
@@ -195,24 +206,38 @@ def upload_firmware(
         "allow_downgrade": allow_downgrade,
     }
     entry = _upload(session, file, fields)
+    if entry["notice"]:
+        session.terminal.note(entry["notice"])
     if rest is not None:
-        entry = _send_long_list(session, entry, rest)
+        entry = _add_list(session, entry, rest)
     _show(session, entry)
 
 
-def _listed_devices(device: list[str] | None, file: Path | None) -> tuple[list[str] | None, Iterator[str] | None]:
-    """The devices to send with the upload, and those to send after it: a list that is too long goes whole then."""
+def _listed_devices(
+    device: list[str] | None, file: Path | None, list_format: str | None
+) -> tuple[list[str] | None, Lines | None]:
+    """The devices to send with the upload, and the list to add to them: what is no short text goes as it is."""
     if file is None:
+        _refuse_format(list_format, "--devices-file")
         return device or None, None
-    chunks, _ = open_input(file)
-    identifiers = itertools.chain(device or (), _read_identifiers(chunks))
+    lines = open_lines(file, list_format, default=TEXT)
+    if lines.media_type != TEXT:
+        return device or [], lines
+    identifiers = itertools.chain(device or (), read_identifiers(lines.chunks))
     first = list(itertools.islice(identifiers, _INLINE_DEVICES_MAX + 1))
     if len(first) <= _INLINE_DEVICES_MAX:
         return first, None
-    return [], itertools.chain(first, identifiers)  # for nobody until its list is there
+    return [], as_ndjson(itertools.chain(first, identifiers))  # for nobody until its list is there
+
+
+def _refuse_format(list_format: str | None, options: str) -> None:
+    if list_format is not None:
+        raise InputError("--format says how a file of devices is written, and there is none.", mend=f"Give {options}.")
 
 
 def _upload(session: Session, file: Path, fields: Document) -> Document:
+    if file.is_dir():
+        raise InputError(f"{str(file)!r} is a folder.", mend="Name the package in it.")
     if not file.is_file():
         raise InputError(f"There is no file {str(file)!r}.")
     try:
@@ -224,16 +249,18 @@ def _upload(session: Session, file: Path, fields: Document) -> Document:
         return session.api.upload_firmware(package, filename=file.name, fields=fields, progress=progress)
 
 
-def _send_long_list(session: Session, entry: Document, identifiers: Iterator[str]) -> Document:
-    path = session.path("firmware", entry["id"])
+def _add_list(session: Session, entry: Document, lines: Lines) -> Document:
     try:
-        _set_devices(session, "PUT", entry["id"], identifiers)
+        answer = _send_list(session, "POST", entry["id"], lines)
     except OtaHookError as exc:
         raise type(exc)(
-            f"The firmware {entry['id']} is uploaded, for nobody, but its list of devices was not taken: {exc.detail}",
-            mend=f"Mend the list and send it: ota-hook firmware devices {entry['id']} --set FILE.",
+            f"The firmware {entry['id']} is uploaded, for {_audience(entry)}, but its list of devices was not taken:"
+            f" {exc.detail}",
+            mend=f"Mend the list and send it: ota-hook firmware devices {entry['id']} --add FILE.",
         ) from exc
-    return session.api.get(path)
+    if answer["unknown"]:
+        session.terminal.note(f"Not registered: {answer['unknown']:,} of those in the list.")
+    return session.api.get(session.path("firmware", entry["id"]))
 
 
 # ---- who may get it
@@ -326,14 +353,14 @@ def select_devices(
     if not patch:
         raise InputError("Nothing is selected.", mend="Give --tag, --percentage, --no-tags or --no-percentage.")
     path = session.path("firmware", firmware_id)
-    before = session.api.get(path)
+    before, etag = session.api.get_tagged(path)
     if all((before | patch)[selector] is None for selector in _SELECTORS):
         raise InputError(
             "Without tags, percentage and list it would be for every device of its type.",
             mend=f"If that is meant: ota-hook firmware release {firmware_id}",
         )
     # Two that take away one selector each, at the same time, must not release it between them.
-    entry = session.api.patch(path, patch, revision=before["revision"])
+    entry = session.api.patch(path, patch, etag=etag)
     session.answer(entry, f"The firmware {_called(entry)} is for {_audience(entry)}.")
 
 
@@ -361,27 +388,33 @@ def firmware_devices(
         typer.Option(
             "--set",
             metavar="FILE",
-            help="Make it only for these: an identifier a line, - is standard input. An empty file: nobody.",
+            help="Make it only for these: an identifier a line, NDJSON or CSV; - is standard input. An empty list:"
+            " nobody.",
             show_default=False,
         ),
     ] = None,
     add: Annotated[
         Path | None, typer.Option("--add", metavar="FILE", help="Make it for these too.", show_default=False)
     ] = None,
+    list_format: ListFormatOption = None,
 ) -> None:
     """Print the devices that a firmware is for, one a line, or set them. Devices that nobody knows yet are allowed.
 
     \b
     Example: ota-hook firmware devices 01JZ0000000000000000000000 --set trial.txt
+    Example: ota-hook devices export - --tag trial | ota-hook firmware devices ID --add - --format ndjson
     """
     if replace is not None and add is not None:
         raise InputError("--set and --add contradict each other.", mend="Give one of them.")
     file = replace or add
     if file is None:
+        _refuse_format(list_format, "--set or --add")
         _print_devices(session, firmware_id)
         return
-    chunks, _ = open_input(file)
-    answer = _set_devices(session, "PUT" if replace else "POST", firmware_id, _read_identifiers(chunks))
+    lines = open_lines(file, list_format, default=TEXT)
+    if lines.media_type == TEXT:
+        lines = as_ndjson(read_identifiers(lines.chunks))
+    answer = _send_list(session, "PUT" if replace else "POST", firmware_id, lines)
     unknown = f", {answer['unknown']:,} of those sent not registered" if answer["unknown"] else ""
     session.answer(answer, f"The firmware {firmware_id} is for {count_text(answer['count'], 'device')}{unknown}.")
 
@@ -396,7 +429,7 @@ def _print_devices(session: Session, firmware_id: str) -> None:
             session.terminal.note(f"The firmware {_called(entry)} is for {_audience(entry)}: it has no list.")
         return
     with session.api.receive_lines(f"{path}/devices") as chunks:
-        identifiers = (orjson.loads(line)["identifier"] for _, line in _split(chunks))
+        identifiers = (orjson.loads(line)["identifier"] for _, line in split_lines(chunks))
         if session.terminal.as_json:
             session.terminal.write_json_list(identifiers)
         else:
@@ -406,44 +439,9 @@ def _print_devices(session: Session, firmware_id: str) -> None:
         session.terminal.note(f"The firmware {_called(entry)} is for nobody: its list is empty.")
 
 
-def _set_devices(session: Session, method: str, firmware_id: str, identifiers: Iterable[str]) -> Document:
+def _send_list(session: Session, method: str, firmware_id: str, lines: Lines) -> Document:
     path = session.path("firmware", firmware_id)
-    lines = (orjson.dumps(identifier) + b"\n" for identifier in identifiers)
-    return session.api.send_lines(method, f"{path}/devices", _joined(lines))
-
-
-def _joined(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines in chunks of a thousand: a write to the network for each would take minutes for a million."""
-    while chunk := b"".join(itertools.islice(lines, 1000)):
-        yield chunk
-
-
-def _read_identifiers(chunks: Iterator[bytes]) -> Iterator[str]:
-    """The identifiers of a file: one a line as it is, or as JSON (`"ID"`, `{"identifier": "ID"}`); # is a comment."""
-    for number, line in _split(chunks):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text.startswith(("{", '"')):
-                value = orjson.loads(text)
-                text = value["identifier"] if isinstance(value, dict) else value
-        except (UnicodeDecodeError, orjson.JSONDecodeError, KeyError) as exc:
-            raise InputError(f"Line {number} of the device list is no identifier: {line[:100]!r}.") from exc
-        if text and not text.startswith("#"):
-            yield text
-
-
-def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a stream with their numbers, from 1."""
-    number, rest = 0, b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            yield number, line
-        if len(rest) > _LINE_MAX_BYTES:
-            raise InputError(f"Line {number + 1} has more than {_LINE_MAX_BYTES} bytes.")
-    if rest:
-        yield number + 1, rest
+    return session.api.send_lines(method, f"{path}/devices", lines.chunks, media_type=lines.media_type)
 
 
 @firmware.command("delete")
@@ -474,7 +472,7 @@ def check(
     session: Session,
     *,
     identifier: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's identifier.", show_default=False)],
-    module: Annotated[str, typer.Option(help="The part of the device that is asked for.")] = "main",
+    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that is asked for.")] = "main",
 ) -> None:
     """Say which firmware a device would get if it asked now, and why not each of the others. Changes nothing.
 

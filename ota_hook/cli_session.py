@@ -53,6 +53,7 @@ _CONNECTION_OPTIONS: Final[dict[str, tuple[Any, object]]] = {
             Path | None,
             typer.Option(
                 "--data-dir",
+                metavar="PATH",
                 help="Where the service keeps its token, if OTA_HOOK_ADMIN_TOKEN is unset [./ota-hook-data].",
                 show_default=False,
             ),
@@ -60,7 +61,9 @@ _CONNECTION_OPTIONS: Final[dict[str, tuple[Any, object]]] = {
         None,
     ),
     "config": (
-        Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.", show_default=False)],
+        Annotated[
+            Path | None, typer.Option("--config", metavar="FILE", help="A TOML file with settings.", show_default=False)
+        ],
         None,
     ),
 }
@@ -117,12 +120,21 @@ class Session:
         raise typer.Exit(EXIT_FAILED)
 
 
-def put_or_change(api: ApiClient, path: str, new: Document, changes: Document) -> tuple[Document, bool]:
-    """Create `new`, or change only what is given of what is there; returns it and whether it was created."""
+def require_type(session: Session, key: str | None) -> None:
+    """NotFound where there is no such device type: a list that is empty for a slip of the keyboard says nothing."""
+    if key is not None:
+        session.api.get(session.path("device-types", key))
+
+
+def put_or_change(api: ApiClient, path: str, new: Document, changes: Document) -> tuple[Document, str]:
+    """Create `new`, or change only what is given of what is there; returns it and what was done, in a word or two."""
     try:
-        return (api.patch(path, changes) if changes else api.get(path)), False
+        before = api.get(path)
     except NotFound:
-        return api.put(path, new, only_new=True)
+        return api.put(path, new, only_new=True)[0], "created"
+    after = api.patch(path, changes) if changes else before
+    said_before, said_after = ({**document, "revision": None} for document in (before, after))
+    return after, "as it was" if said_after == said_before else "changed"
 
 
 def catalogue_command(command: Callable[Concatenate[Session, ...], None]) -> Callable[..., None]:

@@ -42,6 +42,9 @@ def demo(
     """See a fleet upgrade: broker, Redis, hook, admin API and 50 simulated devices, all on this machine.
 
     Uses the usual ports where they are free. Goes on serving until Ctrl-C, so that you can try the API on it.
+
+    \b
+    Example: ota-hook demo --once --json
     """
     from ota_hook.log import configure_logging  # noqa: PLC0415 - `--help` needs none of this
 
@@ -142,7 +145,8 @@ def fleet(
 ) -> None:
     """Run simulated devices against any broker: they report, ask, download, verify, "reboot" and report again.
 
-    Example: `ota-hook fleet --mqtt-url mqtt://127.0.0.1:1883 --type tracker --devices 100 --register`
+    \b
+    Example: ota-hook fleet --mqtt-url mqtt://127.0.0.1:1883 --type tracker --devices 100 --register
     """
     settings = load_settings(flags={"mqtt_url": mqtt_url, "data_dir": data_dir}, environ=os.environ, config=config)
     if settings.mqtt_url is None:

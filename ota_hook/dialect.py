@@ -265,6 +265,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 _DECODER: Final = json.JSONDecoder(parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant)
 _PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_VERSION: Final = re.compile(r"[^0-9\x00-\x1f\x7f-\x9f]*+[0-9][^\x00-\x1f\x7f-\x9f]*+")
+"""A text with a digit and without control characters: what lists and files of devices are made of must not be broken
+into other lines by what a device says of itself.
+"""
 
 
 def _parse_object(payload: bytes) -> dict[str, Any]:
@@ -326,7 +330,7 @@ def read_version(value: object) -> str | None:
         text = value.strip()
     else:
         return None
-    if not any("0" <= c <= "9" for c in text) or len(text) > VERSION_MAX_BYTES:
+    if len(text) > VERSION_MAX_BYTES or not _VERSION.fullmatch(text):
         return None
     try:
         return text if len(text.encode("utf-8")) <= VERSION_MAX_BYTES else None

@@ -71,7 +71,7 @@ class CommandExtra(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceType:
-    """A product line. `revision` counts its edits, from 1; the API's ETag is made of it."""
+    """A product line. `revision` counts its edits, from 1; the API's ETag is made of it and of the age."""
 
     key: str
     name: str

@@ -90,11 +90,19 @@ class DeviceEntry(NamedTuple):
     tags: tuple[str, ...] | None = None
 
 
+class ImportedBatch(NamedTuple):
+    """How many devices were created and replaced, and which were not: what is stored of them can't be read or kept."""
+
+    created: int
+    replaced: int
+    unreadable: tuple[str, ...] = ()
+
+
 class DeviceImport(Protocol):
     """Many devices, batch after batch; all of it may be done again. Raises DependencyError."""
 
-    async def write(self, devices: Sequence[DeviceEntry]) -> tuple[int, int]:
-        """Create or replace them; returns (created, replaced). Of one device the last entry counts."""
+    async def write(self, devices: Sequence[DeviceEntry]) -> ImportedBatch:
+        """Create or replace them, in their order."""
         ...
 
     async def confirm(self) -> None:
@@ -105,6 +113,8 @@ class DeviceImport(Protocol):
 class DeviceStore(Protocol):
     """Devices, for operators. Every method raises DependencyError where Redis does not answer.
 
+    A device whose record can't be read is left out of what is about many; what is about it raises ConflictError. To put
+    it with versions, or to delete it, mends it.
     A write that finds another device than `expected` changes nothing and raises ConflictError with `stale`; it looks
     and writes atomically.
     """
@@ -175,8 +185,17 @@ class DeviceStore(Protocol):
         """
         ...
 
-    def scan_devices(self, *, device_type: str | None = None, tag: str | None = None) -> AsyncIterator[DeviceState]:
-        """Every device (of that type, with that tag), bucket by bucket, in no useful order; without open offers."""
+    def scan_devices(
+        self,
+        *,
+        device_type: str | None = None,
+        tag: str | None = None,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> AsyncIterator[DeviceState]:
+        """Every device (of that type, with that tag), bucket by bucket, in no useful order; without open offers.
+
+        A record that can't be read is left out; `on_unreadable` is told its identifier, "" for a whole bucket.
+        """
         ...
 
     async def page_devices(
@@ -280,7 +299,10 @@ class Catalogue(Protocol):
         ...
 
     def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
-        """The identifiers of a list in pieces, each once, in the order in which they were given; none if it is gone."""
+        """The identifiers of a list in pieces, each once, in the order in which they were given.
+
+        Of a list in `current` they are as many as its members: else it ends with ConflictError.
+        """
         ...
 
 

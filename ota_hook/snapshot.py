@@ -5,8 +5,8 @@ Pure. It must not know where documents come from; state/catalogue.py loads them 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ota_hook._device_set import DeviceSet
@@ -25,11 +25,19 @@ _Scope = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RefusedDocument:
-    """A document that can't be used; the last good one under its key stays in force."""
+    """A document that can't be used; the last good one under its key stays in force. `firmware` is what it says, where
+    it can be read at least.
+    """
 
     kind: DocumentKind
     key: str
     reason: str
+    firmware: Firmware | None = None
+
+    @property
+    def shown_key(self) -> str:
+        """The key for people: nothing of ours wrote one that is not UTF-8, but it may be there."""
+        return self.key.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +45,7 @@ class Snapshot:
     """Documents by key, and what checks look up. `firmware` holds tombstones too; no index does.
 
     `revision` is the catalogue's, 0 for the empty one. `device_lists` holds the members of every list that a living
-    firmware names.
+    firmware names. `refused` is what was stored last under its kind and key and can't be used.
     """
 
     revision: int = 0
@@ -45,6 +53,7 @@ class Snapshot:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     firmware: Mapping[str, Firmware] = field(default_factory=dict)
     device_lists: Mapping[str, DeviceSet] = field(default_factory=dict)
+    refused: Mapping[tuple[DocumentKind, str], RefusedDocument] = field(default_factory=dict)
     kept_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_attributes: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
@@ -71,21 +80,27 @@ class Snapshot:
 
     def with_changes(
         self,
-        changes: Iterable[CatalogueChange],
+        changes: Collection[CatalogueChange],
         *,
         revision: int,
         device_lists: Mapping[str, DeviceSet],
+        unreadable: Sequence[RefusedDocument] = (),
     ) -> tuple[Snapshot, list[RefusedDocument]]:
-        """The next snapshot and the documents that it refused.
+        """The next snapshot and the documents among the changes that it refused.
 
-        `device_lists` holds the members of lists that the changed documents name and this snapshot does not have yet.
-        Only the rules and indices that a change touches are made anew.
+        `device_lists` holds the members of lists that the changed documents name and this snapshot does not have yet;
+        `unreadable` are changed documents that say nothing. Only the rules and indices that a change touches are made
+        anew.
         """
         draft = _Draft(self, device_lists)
         # Types before what refers to them, whatever order the changes came in.
         for change in sorted(changes, key=lambda change: change.kind is not DocumentKind.DEVICE_TYPE):
             draft.apply(change)
-        return draft.finish(revision), draft.refused
+        snapshot = draft.finish(revision)
+        touched = {(change.kind, change.key) for change in changes}
+        kept = {place: document for place, document in self.refused.items() if place not in touched}
+        added = {(document.kind, document.key): document for document in (*unreadable, *draft.refused)}
+        return replace(snapshot, refused=kept | added), draft.refused
 
 
 class _Draft:
@@ -109,8 +124,7 @@ class _Draft:
             case Rule() as rule:
                 self.rules[rule.id] = rule
             case Firmware() as firmware:
-                if reason := _unusable(firmware, self.types, self.lists):
-                    self.refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason))
+                if not self._is_usable(firmware):
                     return
                 self._touch(self.firmware.get(firmware.id))
                 self._touch(firmware)
@@ -183,6 +197,7 @@ class _Draft:
         """The indices of these types, whose scheme is another than before."""
         members: dict[_Scope, list[FirmwareEntry]] = {}
         for firmware in self.firmware.values() if types else ():
+            # A type's edited scheme may refuse a version that it took before: better no offer than a wrong one.
             if firmware.device_type in types and firmware.deleted_at_ms is None and self._is_usable(firmware):
                 members.setdefault((firmware.device_type, firmware.module), []).append(_entry(firmware, self.lists))
         return {
@@ -190,9 +205,8 @@ class _Draft:
         }
 
     def _is_usable(self, firmware: Firmware) -> bool:
-        # A type's edited scheme may refuse a version that it took before: better no offer than a wrong one.
         if reason := _unusable(firmware, self.types, self.lists):
-            self.refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason))
+            self.refused.append(RefusedDocument(DocumentKind.FIRMWARE, firmware.id, reason, firmware))
             return False
         return True
 
@@ -217,7 +231,7 @@ def _unusable_selector(firmware: Firmware, lists: Mapping[str, DeviceSet]) -> st
     if not 0 <= firmware.percentage_seed < _SEED_LIMIT:
         return "the seed of its percentage has more than 64 bits"
     if firmware.device_list and firmware.device_list not in lists:
-        return f"its device list {firmware.device_list!r} does not exist"
+        return f"its device list {firmware.device_list!r} is not there, or not whole"
     return None
 
 

@@ -33,7 +33,7 @@ class CheckQuery(BaseModel):
 @router.get(
     "/check",
     summary="Which firmware a device would get now, and why not each of the others",
-    responses=documented(CheckOut, 200) | problems(404),
+    responses=documented(CheckOut, 200) | problems(404, 409),
 )
 async def check_device(context: Context, request: Request, query: Annotated[CheckQuery, Query()]) -> Response:
     device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None

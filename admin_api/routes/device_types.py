@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from admin_api.answers import answer, answer_read, commit, documented, patch_body, problems
 from admin_api.bodies import JsonRoute
-from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.conditions import Conditions, Preconditions, current_etag, document_etag
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
     DeviceTypeFields,
@@ -26,10 +26,10 @@ from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import MAX_LIMIT, Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from ota_hook._packed import VersionCounter
-from ota_hook.admission import admit_type, check_key, remove_type
+from ota_hook.admission import admit_type, check_key, refuse_unusable, remove_type, restore_type
 from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.model import DEFAULT_MODULE, CatalogueChange, DeviceType
+from ota_hook.model import DEFAULT_MODULE, CatalogueChange, DeviceType, DocumentKind, Rule
 from ota_hook.snapshot import Snapshot
 
 router = APIRouter(prefix="/device-types", tags=["device types"], route_class=JsonRoute)
@@ -50,6 +50,7 @@ class VersionsQuery(BaseModel):
 def _find(snapshot: Snapshot, key: str) -> DeviceType:
     device_type = snapshot.types.get(key)
     if device_type is None:
+        refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, key)
         raise NotFound(f"There is no device type {key[:64]!r}.")
     return device_type
 
@@ -62,7 +63,7 @@ def _answer(device_type: DeviceType, *, created: bool) -> Response:
     return answer(
         DeviceTypeOut.of(device_type),
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
-        etag=revision_etag(device_type.revision),
+        etag=document_etag(device_type),
         location=_location(device_type.key) if created else None,
     )
 
@@ -90,6 +91,7 @@ async def create_device_type(context: Context, request: Request, body: NewDevice
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         if proposed.key in snapshot.types:
             raise ConflictError(f"The device type {proposed.key!r} exists already.", field="key")
+        refuse_unusable(snapshot, DocumentKind.DEVICE_TYPE, proposed.key)
         return admit_type(snapshot, proposed, default_rule_id=rule_id)
 
     async def create() -> Response:
@@ -101,7 +103,7 @@ async def create_device_type(context: Context, request: Request, body: NewDevice
 @router.get("/{key}", summary="Read a device type", responses=documented(DeviceTypeOut, 200, 304) | problems(404, 412))
 async def read_device_type(context: Context, key: str, conditions: Conditions) -> Response:
     device_type = _find(context.catalogue.current, key)
-    return answer_read(DeviceTypeOut.of(device_type), revision_etag(device_type.revision), conditions)
+    return answer_read(DeviceTypeOut.of(device_type), document_etag(device_type), conditions)
 
 
 @router.get(
@@ -170,7 +172,7 @@ async def _replace(context: AdminContext, proposed: DeviceType, conditions: Prec
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = snapshot.types.get(proposed.key)
-        conditions.require(None if old is None else revision_etag(old.revision))
+        conditions.require(current_etag(snapshot, DocumentKind.DEVICE_TYPE, proposed.key, old))
         return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
 
     device_type = _written_type(await commit(context.catalogue, decide))
@@ -191,7 +193,7 @@ async def patch_device_type(
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, key)
-        conditions.require(revision_etag(old.revision))
+        conditions.require(document_etag(old))
         fields = apply_patch(device_type_fields(old), patch, DeviceTypeFields, DeviceTypeOut)
         proposed = fields.to_device_type(key, now_ms=old.created_at_ms)
         return admit_type(snapshot, proposed, default_rule_id=rule_id, tasks=tasks)
@@ -206,17 +208,37 @@ async def patch_device_type(
     responses=documented(None, 204) | problems(404, 409, 412),
 )
 async def delete_device_type(context: Context, key: str, conditions: Conditions) -> Response:
-    _find(context.catalogue.current, key)
-    devices: list[str] = []
-    async for device in context.devices.scan_devices(device_type=key):
-        devices.append(device.identifier)
-        if len(devices) == _NAMED_DEVICES:
-            break
+    deleted = _find(context.catalogue.current, key)
+    rules: list[Rule] = []
+    devices = await _some_devices(context, key)
     tasks = await context.tasks.load_tasks()
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        conditions.require(revision_etag(_find(snapshot, key).revision))
+        nonlocal deleted, rules
+        deleted = _find(snapshot, key)
+        rules = [rule for rule in snapshot.rules.values() if rule.device_type == key]
+        conditions.require(document_etag(deleted))
         return remove_type(snapshot, key, devices=devices, tasks=tasks)
 
     await commit(context.catalogue, decide)
+    # Devices may have been on their way while we looked; from now on their type is not known.
+    if late := await _some_devices(context, key):
+        await commit(context.catalogue, lambda snapshot: restore_type(snapshot, deleted, rules))
+        raise ConflictError(
+            f"Devices of the type {key!r} came while it was deleted ({', '.join(late)}): it is there again.",
+            mend="Delete or move those first.",
+        )
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+async def _some_devices(context: AdminContext, device_type: str) -> list[str]:
+    """Some devices of a type, none where there are none.
+
+    One that can't be read counts: its next report may mend it, under whatever type has the key by then.
+    """
+    devices: list[str] = []
+    async for device in context.devices.scan_devices(device_type=device_type, on_unreadable=devices.append):
+        devices.append(device.identifier)
+        if len(devices) >= _NAMED_DEVICES:
+            break
+    return devices

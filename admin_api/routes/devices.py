@@ -17,7 +17,7 @@ from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted
 from admin_api.conditions import Conditions
 from admin_api.context import AdminContext, Context
 from admin_api.device_import import run_import
-from admin_api.device_lines import CsvOutput, DeviceOutput, NdjsonOutput, admit_versions
+from admin_api.device_lines import CsvOutput, DeviceOutput, LeftOut, NdjsonOutput, admit_versions
 from admin_api.documents import (
     DeviceFields,
     DeviceOut,
@@ -75,8 +75,12 @@ class ExportQuery(BaseModel):
 async def _load(context: AdminContext, identifier: str) -> StoredDevice:
     device = await context.devices.load_stored(identifier) if is_direct_identifier(identifier) else None
     if device is None:
-        raise NotFound(f"There is no device {identifier[:160]!r}.")
+        raise _not_there(identifier)
     return device
+
+
+def _not_there(identifier: str) -> NotFound:
+    return NotFound(f"There is no device {identifier[:160]!r}.")
 
 
 def _etag(device: StoredDevice) -> str:
@@ -134,7 +138,7 @@ async def create_device(context: Context, request: Request, body: NewDevice) -> 
 @router.get(
     "/devices/{identifier:path}",
     summary="Read a device",
-    responses=documented(DeviceOut, 200, 304) | problems(404, 412),
+    responses=documented(DeviceOut, 200, 304) | problems(404, 409, 412),
 )
 async def read_device(context: Context, identifier: str, conditions: Conditions) -> Response:
     device = await _load(context, identifier)
@@ -146,7 +150,7 @@ async def read_device(context: Context, identifier: str, conditions: Conditions)
     summary="Register or replace a device; `versions` left out keeps what it reported",
     description="A `versions` that is left out or null keeps the stored ones, which are what the device said of itself;"
     " `{}` forgets them. So for `tags`: left out or null keeps them, `[]` clears them.",
-    responses=documented(DeviceOut, 200, 201) | problems(412),
+    responses=documented(DeviceOut, 200, 201) | problems(409, 412),
 )
 async def put_device(context: Context, identifier: str, body: DeviceFields, conditions: Conditions) -> Response:
     _identifier_in_path(identifier, body.identifier)
@@ -160,7 +164,7 @@ async def put_device(context: Context, identifier: str, body: DeviceFields, cond
 @router.patch(
     "/devices/{identifier:path}",
     summary="Change a device (JSON merge patch)",
-    responses=documented(DeviceOut, 200) | problems(404, 412),
+    responses=documented(DeviceOut, 200) | problems(404, 409, 412),
     openapi_extra=patch_body(DevicePatch),
 )
 async def patch_device(
@@ -180,7 +184,7 @@ async def patch_device(
         identifier, body.type or None, versions, body.sorted_tags, expected=conditions.expect_device()
     )
     if device is None:
-        raise NotFound(f"There is no device {identifier!r}.")
+        raise _not_there(identifier)
     return _answer(device)
 
 
@@ -191,16 +195,17 @@ async def patch_device(
     responses=documented(None, 204) | problems(404, 412),
 )
 async def delete_device(context: Context, identifier: str, conditions: Conditions) -> Response:
-    await _load(context, identifier)
-    if not await context.devices.delete_device(identifier, expected=conditions.expect_device()):
-        raise NotFound(f"There is no device {identifier!r}.")
+    if not is_direct_identifier(identifier) or not await context.devices.delete_device(
+        identifier, expected=conditions.expect_device()
+    ):
+        raise _not_there(identifier)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 @router.get(
     "/offers",
     summary="A device's open offers and its last outcomes, newest first",
-    responses=documented(Page[OfferOut], 200) | problems(404),
+    responses=documented(Page[OfferOut], 200) | problems(404, 409),
 )
 async def list_offers(context: Context, query: Annotated[OfferQuery, Query()]) -> Response:
     device = (await _load(context, query.device)).state
@@ -219,7 +224,7 @@ async def list_offers(context: Context, query: Annotated[OfferQuery, Query()]) -
     " `versions` and `tags`; what is left out of these keeps what is stored. CSV (UTF-8): a first line that names the"
     " columns, of `identifier`, `type`, `tags` (separated by spaces) and `versions.NAME` for each version attribute;"
     " without a column `tags`, or without any for versions, what is stored is kept; an empty cell is no tag, or no such"
-    " version. No value spans lines. A bad line does not stop the others; of one device the last line counts. Sending"
+    " version. No value spans lines. A bad line does not stop the others, nor does a second one about a device. Sending"
     " the same lines again changes nothing.",
     responses=documented(ImportOut, 200) | problems(415),
     openapi_extra={
@@ -237,7 +242,8 @@ async def import_devices(context: Context, request: Request, query: Annotated[Im
     "/devices-export",
     summary="Every device, one a line",
     description="As NDJSON, or with `Accept: text/csv` as CSV, which has a column for each version attribute that the"
-    " types keep. What it gives /devices-import takes.",
+    " types keep. What it gives /devices-import takes. Where devices were left out, for what is stored of them can't be"
+    " read, it ends with a line that names them, which is refused there.",
     response_class=StreamingResponse,
     responses={200: {"content": {NDJSON: {}, CSV: {}}}, **problems(406)},
 )
@@ -252,10 +258,13 @@ async def export_devices(context: Context, request: Request, query: Annotated[Ex
 
 async def _export(context: AdminContext, query: ExportQuery, output: DeviceOutput) -> AsyncIterator[bytes]:
     count = 0
-    async for device in context.devices.scan_devices(device_type=query.type, tag=query.tag):
+    left_out = LeftOut()
+    devices = context.devices.scan_devices(device_type=query.type, tag=query.tag, on_unreadable=left_out.add)
+    async for device in devices:
         output.add(device)
         count += 1
         if count % _EXPORT_CHUNK == 0:
             yield output.take()
             await asyncio.sleep(0)  # a client that takes all at once must not keep others from their turn
+    output.end(left_out)
     yield output.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from admin_api.answers import answer, commit, documented, patch_body, problems
 from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted, read_lines, require_lines
-from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.conditions import Conditions, Preconditions, current_etag, document_etag
 from admin_api.context import AdminContext, Context
 from admin_api.documents import (
     DeviceListOut,
@@ -39,11 +40,13 @@ from ota_hook.admission import (
     admit_firmware,
     check_firmware_version,
     find_firmware,
+    find_mendable_firmware,
     find_type,
     remove_firmware,
 )
+from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
-from ota_hook.model import CatalogueChange, Firmware
+from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.packages.inspect import file_stem
 from ota_hook.snapshot import Snapshot
 
@@ -58,6 +61,9 @@ router = APIRouter(prefix="/firmware", tags=["firmware"], route_class=JsonRoute)
 streams = APIRouter(prefix="/firmware", tags=["firmware"], dependencies=[Depends(_refuse_query)])
 
 _BATCH: Final = 1000
+_TYPES_COMPARED: Final = 100
+"""So many devices of an upload are read to see whether they are of its type."""
+_DEVICES_NAMED: Final = 3
 _NULLABLE: Final = ("devices", "tags", "percentage")
 """Null is a value of these: not set."""
 _EVERYONE: Final = "This firmware has no device list: it is for every device of its type."
@@ -82,6 +88,8 @@ _UPLOAD_BODY: Final = {
                             "items": {"type": "string"},
                             "description": "Repeated. Left out: every device; one empty value: nobody.",
                         },
+                        "tags": {"type": "array", "items": {"type": "string"}, "description": "Repeated."},
+                        "percentage": {"type": "number", "minimum": 0, "maximum": 100},
                         "source_versions": {"type": "array", "items": {"type": "string"}},
                         "use_https": {"type": "boolean", "default": False},
                         "enabled": {"type": "boolean", "default": True},
@@ -167,10 +175,12 @@ async def upload_firmware(context: Context, request: Request) -> Response:
         nonlocal created
         firmware = await _create(context, firmware_id, upload, earlier_ids)
         created = firmware.id == firmware_id
+        shown = await _views(request).show(firmware, context.catalogue.current)
+        shown.notice = await _notice_of(context, firmware, sorted(set(upload.fields.devices or ()))) or None
         response = answer(
-            await _views(request).show(firmware, context.catalogue.current),
+            shown,
             status=HTTPStatus.CREATED,
-            etag=revision_etag(firmware.revision),
+            etag=document_etag(firmware),
             location=f"/api/v1/firmware/{firmware.id}",
         )
         if not created:
@@ -226,6 +236,25 @@ async def _create(
     return earlier or _written_firmware(written)
 
 
+async def _notice_of(context: AdminContext, firmware: Firmware, devices: Sequence[str]) -> str:
+    """What keeps a firmware from devices that it is meant for, `devices` among them; empty where nothing does."""
+    notices = []
+    if rule_for(context.catalogue.current, firmware.device_type, firmware.module) is None:
+        notices.append(
+            f"No enabled rule of the device type {firmware.device_type!r} asks for the module {firmware.module!r}, so"
+            " no device gets it: add one (`ota-hook rules add`)."
+        )
+    unknown = await context.devices.count_unknown(devices)
+    if unknown:
+        notices.append(f"Not registered: {unknown:,} of the {len(devices):,} listed.")
+    known = await asyncio.gather(*map(context.devices.load_device, devices[:_TYPES_COMPARED]))
+    strange = [device.identifier for device in known if device and device.device_type != firmware.device_type]
+    if strange:
+        named = ", ".join(map(repr, strange[:_DEVICES_NAMED])) + (", …" if len(strange) > _DEVICES_NAMED else "")
+        notices.append(f"Of another device type, and so never offered it: {named}.")
+    return " ".join(notices)
+
+
 # ---- one firmware
 
 
@@ -263,7 +292,7 @@ async def read_firmware(context: Context, request: Request, firmware_id: str) ->
     if stop is not None and not firmware.enabled:
         detail.stopped = FirmwareStopOut(at=rfc3339(stop.at_ms), reason=stop.reason)
     # The tag is for If-Match. It does not follow the counters, so that no reader is told that nothing changed.
-    return answer(detail, etag=revision_etag(firmware.revision))
+    return answer(detail, etag=document_etag(firmware))
 
 
 @router.patch(
@@ -280,7 +309,7 @@ async def patch_firmware(
     conditions: Conditions,
 ) -> Response:
     current = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(current.revision))
+    conditions.require(document_etag(current))
     fields = _patched(current, patch)
     if "use_https" in patch:
         _require_https_base(context, fields.use_https)
@@ -288,7 +317,7 @@ async def patch_firmware(
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = find_firmware(snapshot, firmware_id)
-        conditions.require(revision_etag(old.revision))
+        conditions.require(document_etag(old))
         proposed = _with_settings(old, _patched(old, patch))
         if "devices" not in patch:
             return admit_firmware(snapshot, proposed, None)
@@ -296,7 +325,7 @@ async def patch_firmware(
 
     firmware = _written_firmware(await commit(context.catalogue, decide))
     shown = await _views(request).show(firmware, context.catalogue.current)
-    return answer(shown, etag=revision_etag(firmware.revision))
+    return answer(shown, etag=document_etag(firmware))
 
 
 def _patched(firmware: Firmware, patch: dict[str, Any]) -> FirmwareSettings:
@@ -328,13 +357,12 @@ def _default_name(filename: str) -> str:
 )
 async def delete_firmware(context: Context, firmware_id: str, conditions: Conditions) -> Response:
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        try:
-            firmware = find_firmware(snapshot, firmware_id)
-        except NotFound as exc:
-            if exc.gone:
-                return ()
-            raise
-        conditions.require(revision_etag(firmware.revision))
+        firmware = snapshot.firmware.get(firmware_id)
+        if firmware is not None and firmware.deleted_at_ms is not None:
+            return ()
+        etag = current_etag(snapshot, DocumentKind.FIRMWARE, firmware_id, firmware)
+        if etag is not None:
+            conditions.require(etag)
         return remove_firmware(snapshot, firmware_id, now_ms=context.now_ms())
 
     await commit(context.catalogue, decide)
@@ -359,12 +387,15 @@ async def export_device_list(context: Context, request: Request, firmware_id: st
     if firmware.device_list is None:
         raise NotFound(_EVERYONE if not firmware.has_selector else "This firmware has no device list.")
     shown = f"{CSV}; charset=utf-8" if media_type == CSV else NDJSON
-    return StreamingResponse(_list_lines(context, firmware.device_list, media_type), media_type=shown)
+    stored = context.catalogue.read_device_list(firmware.device_list)
+    # A list that is gone is refused while there is a status to say so; one that breaks off ends without its last chunk.
+    first: list[str] = await anext(stored, [])
+    return StreamingResponse(_list_lines(first, stored, media_type), media_type=shown)
 
 
-async def _list_lines(context: AdminContext, name: str, media_type: str) -> AsyncIterator[bytes]:
-    yield list_header(media_type)
-    async with aclosing(context.catalogue.read_device_list(name)) as pieces:
+async def _list_lines(first: list[str], rest: AsyncGenerator[list[str]], media_type: str) -> AsyncIterator[bytes]:
+    yield list_header(media_type) + write_list(first, media_type)
+    async with aclosing(rest) as pieces:
         async for piece in pieces:
             yield write_list(piece, media_type)
 
@@ -377,8 +408,8 @@ async def _list_lines(context: AdminContext, name: str, media_type: str) -> Asyn
 )
 async def put_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
     given = _GivenDevices(context, request)
-    firmware = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(firmware.revision))
+    firmware = find_mendable_firmware(context.catalogue.current, firmware_id)
+    conditions.require(document_etag(firmware))
     return await _set_list(context, firmware_id, given, given.identifiers(), conditions)
 
 
@@ -391,13 +422,13 @@ async def put_device_list(context: Context, request: Request, firmware_id: str, 
 async def add_to_device_list(context: Context, request: Request, firmware_id: str, conditions: Conditions) -> Response:
     given = _GivenDevices(context, request)
     firmware = find_firmware(context.catalogue.current, firmware_id)
-    conditions.require(revision_etag(firmware.revision))
+    conditions.require(document_etag(firmware))
     if not firmware.has_selector:
         raise ConflictError(_EVERYONE, mend="PUT a list to restrict it.")
-    base = firmware.device_list
+    stored = context.catalogue.read_device_list(firmware.device_list or "")
 
     async def joined() -> AsyncGenerator[list[str]]:
-        async with aclosing(context.catalogue.read_device_list(base or "")) as pieces:
+        async with aclosing(stored) as pieces:
             async for piece in pieces:
                 yield piece
         async with aclosing(given.identifiers()) as pieces:
@@ -431,6 +462,7 @@ class _GivenDevices:
                     await counting.start(piece)
                     yield piece
                     piece = []
+            lines.end()
             await counting.start(piece)
             await counting.finish()
         yield piece
@@ -453,11 +485,11 @@ async def _set_list(
         name, members = await context.catalogue.stage_device_list(pieces)
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        old = find_firmware(snapshot, firmware_id)
-        conditions.require(revision_etag(old.revision))
+        old = find_mendable_firmware(snapshot, firmware_id) if adds_to is None else find_firmware(snapshot, firmware_id)
+        conditions.require(document_etag(old))
         if adds_to is not None and (old.device_list != adds_to.device_list or not old.has_selector):
             raise ConflictError("The device list was changed meanwhile.", mend="Send it again.")
         return admit_firmware(snapshot, replace(old, device_list=name), members)
 
     changed = _written_firmware(await commit(context.catalogue, decide))
-    return answer(DeviceListOut(count=len(members), unknown=given.unknown), etag=revision_etag(changed.revision))
+    return answer(DeviceListOut(count=len(members), unknown=given.unknown), etag=document_etag(changed))

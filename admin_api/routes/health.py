@@ -6,6 +6,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Final
 
+import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
@@ -30,13 +31,18 @@ async def read_readiness(context: Context) -> Response:
     found = await asyncio.gather(*(_problems_of(check) for check in context.readiness_checks))
     faults = [fault for faults in found for fault in faults]
     if not faults:
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return Response(_ready(len(context.catalogue.current.refused)), media_type="application/json")
     return problem_response(
         HTTPStatus.SERVICE_UNAVAILABLE,
         " ".join(faults),
         errors=[{"field": "", "detail": fault} for fault in faults],
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )
+
+
+def _ready(refused: int) -> bytes:
+    """Documents that can't be used are information: checks are answered without them."""
+    return orjson.dumps({"status": "ok"} | ({"refused_documents": refused} if refused else {}))
 
 
 async def _problems_of(check: ReadinessCheck) -> list[str]:

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from admin_api.answers import answer, answer_read, commit, documented, patch_body, problems
 from admin_api.bodies import JsonRoute
-from admin_api.conditions import Conditions, revision_etag
+from admin_api.conditions import Conditions, current_etag, document_etag
 from admin_api.context import Context
 from admin_api.documents import RuleFields, RuleOut, rule_fields
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
-from ota_hook.admission import admit_rule, check_ulid, find_identical_rule
+from ota_hook.admission import admit_rule, check_ulid, find_identical_rule, refuse_unusable
 from ota_hook.errors import InputError, NotFound
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Rule
 from ota_hook.snapshot import Snapshot
@@ -24,7 +24,7 @@ from ota_hook.snapshot import Snapshot
 router = APIRouter(prefix="/rules", tags=["rules"], route_class=JsonRoute)
 
 _NOTICE: Final = (
-    "The version attribute is new to the device type: devices must report once more before it is known of them."
+    "The version attribute {!r} is new to the device type: devices must report once more before it is known of them."
 )
 
 
@@ -40,6 +40,7 @@ class RuleQuery(PageQuery):
 def _find(snapshot: Snapshot, rule_id: str) -> Rule:
     rule = snapshot.rules.get(rule_id)
     if rule is None:
+        refuse_unusable(snapshot, DocumentKind.RULE, rule_id)
         raise NotFound(f"There is no rule {rule_id[:64]!r}.")
     return rule
 
@@ -49,9 +50,9 @@ def _answer_written(written: Sequence[CatalogueChange]) -> Response:
     widened = any(isinstance(change.document, DeviceType) for change in written)
     created = rule.revision == 1
     return answer(
-        RuleOut.of(rule, notice=_NOTICE if widened else None),
+        RuleOut.of(rule, notice=_NOTICE.format(rule.version_attribute) if widened else None),
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
-        etag=revision_etag(rule.revision),
+        etag=document_etag(rule),
         location=f"/api/v1/rules/{rule.id}" if created else None,
     )
 
@@ -91,7 +92,7 @@ async def create_rule(context: Context, request: Request, body: RuleFields) -> R
 
         written = await commit(context.catalogue, decide)
         if same is not None:
-            return answer(RuleOut.of(same), etag=revision_etag(same.revision))
+            return answer(RuleOut.of(same), etag=document_etag(same))
         return _answer_written(written)
 
     return await answer_once(context, request, fingerprint_of(body), create)
@@ -100,7 +101,7 @@ async def create_rule(context: Context, request: Request, body: RuleFields) -> R
 @router.get("/{rule_id}", summary="Read a rule", responses=documented(RuleOut, 200, 304) | problems(404, 412))
 async def read_rule(context: Context, rule_id: str, conditions: Conditions) -> Response:
     rule = _find(context.catalogue.current, rule_id)
-    return answer_read(RuleOut.of(rule), revision_etag(rule.revision), conditions)
+    return answer_read(RuleOut.of(rule), document_etag(rule), conditions)
 
 
 @router.put(
@@ -117,7 +118,7 @@ async def put_rule(context: Context, rule_id: str, body: RuleFields, conditions:
 
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = snapshot.rules.get(rule_id)
-        conditions.require(None if old is None else revision_etag(old.revision))
+        conditions.require(current_etag(snapshot, DocumentKind.RULE, rule_id, old))
         return admit_rule(snapshot, proposed)
 
     return _answer_written(await commit(context.catalogue, decide))
@@ -134,7 +135,7 @@ async def patch_rule(
 ) -> Response:
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
         old = _find(snapshot, rule_id)
-        conditions.require(revision_etag(old.revision))
+        conditions.require(document_etag(old))
         fields = apply_patch(rule_fields(old), patch, RuleFields, RuleOut)
         return admit_rule(snapshot, fields.to_rule(rule_id, now_ms=old.created_at_ms))
 
@@ -149,7 +150,10 @@ async def patch_rule(
 )
 async def delete_rule(context: Context, rule_id: str, conditions: Conditions) -> Response:
     def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
-        conditions.require(revision_etag(_find(snapshot, rule_id).revision))
+        etag = current_etag(snapshot, DocumentKind.RULE, rule_id, snapshot.rules.get(rule_id))
+        if etag is None:
+            raise NotFound(f"There is no rule {rule_id[:64]!r}.")
+        conditions.require(etag)
         return (CatalogueChange(DocumentKind.RULE, rule_id, None),)
 
     await commit(context.catalogue, decide)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from admin_api.answers import answer, commit, documented, patch_body, problems
 from admin_api.bodies import JsonRoute
-from admin_api.conditions import Conditions, Preconditions, revision_etag
+from admin_api.conditions import Conditions, Preconditions, document_etag
 from admin_api.context import AdminContext, Context
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
@@ -78,7 +78,7 @@ async def _answer(context: AdminContext, task: Task, *, created: bool = False, n
     return answer(
         await _show(context, task, notice=notice),
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
-        etag=revision_etag(task.revision),
+        etag=document_etag(task),
         location=f"/api/v1/tasks/{task.id}" if created else None,
     )
 
@@ -131,7 +131,7 @@ async def _change(
     attempts = _ATTEMPTS
     while True:
         old = await context.tasks.load_task(task_id)
-        conditions.require(None if old is None else revision_etag(old.task.revision))
+        conditions.require(None if old is None else document_etag(old.task))
         proposed = decide(None if old is None else old.task)
         try:
             return await _write(context, proposed, old)
@@ -249,7 +249,7 @@ async def delete_task(context: Context, task_id: str, conditions: Conditions) ->
     attempts = _ATTEMPTS
     while True:
         stored = await _load(context, task_id)
-        conditions.require(revision_etag(stored.task.revision))
+        conditions.require(document_etag(stored.task))
         (open_run,) = await context.tasks.load_open_runs([task_id])
         if open_run is not None:
             await _close_completed(context, open_run)

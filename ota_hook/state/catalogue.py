@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, Final, Literal
 
 import structlog
@@ -23,11 +22,11 @@ from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.snapshot import RefusedDocument, Snapshot
 from ota_hook.state.catalogue_scripts import APPLY, LOAD, LOAD_ALL
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_command, run_commands
-from ota_hook.state.device_lists import DeviceLists
+from ota_hook.state.device_lists import DeviceLists, stored_bytes
 from ota_hook.state.documents import Document, decode_document, encode_document
 from ota_hook.state.durability import DurableWriter, maybe_written
 from ota_hook.state.format import FORMAT, open_layout
-from ota_hook.state.keys import Keys, as_bytes, as_text
+from ota_hook.state.keys import Keys
 
 POLL_MS: Final = 500
 """How long to wait for news before the revision is looked at all the same."""
@@ -61,7 +60,7 @@ class RedisCatalogue:
         self._touched: tuple[Argument, ...] = (keys.meta, keys.changes, *map(keys.documents, _KINDS))
         self._current = Snapshot()
         self._token = b""
-        self._refused: dict[_Place, RefusedDocument] = {}
+        self._list_seed: bytes | None = None
         self._recheck_refused = False
         self._compared_at: float | None = None
         self._lock = asyncio.Lock()
@@ -75,7 +74,7 @@ class RedisCatalogue:
     @property
     def refused(self) -> tuple[RefusedDocument, ...]:
         """Documents that can't be used; the last good ones are in force."""
-        return tuple(self._refused.values())
+        return tuple(self._current.refused.values())
 
     @property
     def healthy(self) -> bool:
@@ -119,19 +118,24 @@ class RedisCatalogue:
         """See ports.Catalogue. InputError for more than a million."""
         return await self._lists.stage(identifiers)
 
-    async def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
+    def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
         """See ports.Catalogue."""
-        if name:
-            async with aclosing(self._lists.read(name)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        members = self._current.device_lists.get(name)
+        return self._lists.read(name, None if members is None else len(members))
+
+    async def load_packages_in_use(self) -> list[str]:
+        """The ids of firmware that Redis has and that are not deleted, whether their documents can be used or not."""
+        keys = (self._keys.meta, self._keys.changes, self._keys.documents(DocumentKind.FIRMWARE))
+        with redis_errors("reading the catalogue"):
+            _, (flat,) = await LOAD_ALL.run(self._redis, keys, ())
+        return await asyncio.to_thread(_list_living, flat)
 
     # ---- changing
 
     async def _try_change(self, changes: Sequence[CatalogueChange]) -> bool:
         """Write the changes if nobody was faster, and put them in force here."""
         base = self._current
-        lists = await self._load_lists(changes)
+        lists = await self._load_lists(base, changes, self._list_seed)
         snapshot, refused = await asyncio.to_thread(
             base.with_changes, changes, revision=base.revision + 1, device_lists=lists
         )
@@ -147,10 +151,9 @@ class RedisCatalogue:
             with maybe_written():
                 await self._refresh()
             return True
-        kept = {place: document for place, document in self._refused.items() if place not in written}
-        self._note_refused([*kept.values(), *refused])
-        self._recheck_refused = bool(kept)
-        self._current, self._token = snapshot, token
+        self._put_in_force(snapshot, token)
+        # What was refused before may be usable beside what was written.
+        self._recheck_refused = bool(snapshot.refused)
         if unconfirmed is not None:
             raise DependencyError(unconfirmed, mend="Look at what is there before you try again.", maybe_written=True)
         return True
@@ -158,7 +161,8 @@ class RedisCatalogue:
     def _apply_call(self, snapshot: Snapshot, token: bytes, changes: Sequence[CatalogueChange]) -> Call:
         """What APPLY is given to get from the snapshot in force to `snapshot`."""
         base = self._current
-        keep = self._lists.keys_of(name for name in snapshot.device_lists if name not in base.device_lists)
+        new = [name for name in snapshot.device_lists if name not in base.device_lists]
+        keep = self._lists.keys_of(new)
         drop = self._lists.keys_of(name for name in base.device_lists if name not in snapshot.device_lists)
         keys = (*self._touched, *keep, *drop)
         arguments: list[Argument] = [
@@ -171,7 +175,8 @@ class RedisCatalogue:
             len(_KINDS),
         ]
         for change in changes:
-            arguments += (_KINDS.index(change.kind) + 1, as_bytes(change.key), encode_document(change))
+            arguments += (_KINDS.index(change.kind) + 1, _key_bytes(change.key), encode_document(change))
+        arguments += (stored_bytes(snapshot.device_lists[name]) for name in new)
         return keys, arguments
 
     async def _write(self, call: Call, token: bytes) -> tuple[_Written, str | None]:
@@ -188,7 +193,7 @@ class RedisCatalogue:
                 failure = exc
                 continue
             if state == b"list_gone":
-                raise ConflictError("The new device list expired before it was put to use.", mend="Send it again.")
+                raise ConflictError("The new device list expired or lost a part before its use.", mend="Send it again.")
             if state == b"applied":
                 return "applied", unconfirmed
             # Behind a lost answer, ours may have been written and another after it.
@@ -238,61 +243,50 @@ class RedisCatalogue:
             known = (self._current.revision, self._token, STREAM_LENGTH)
             head, how, rows = await LOAD.run(self._redis, self._touched, known)
             await self._check_layout(head)
-            stored = _by_place(rows)
-            if how == b"all":
+            base, stored = self._current, _by_place(rows)
+            if how == b"all" or head[4] != self._list_seed:
                 head, hashes = await LOAD_ALL.run(self._redis, self._touched, ())
-                stored = self._everything(hashes)
+                if head[4] != self._list_seed:
+                    # Digests of two seeds can't be compared: no list that is loaded is of use any more.
+                    base = Snapshot()
+                stored = _everything(base, hashes)
             elif how == b"some" or self._recheck_refused:
                 # One that was refused may be usable now, if only for what came beside it.
-                stored.update(await self._read_documents(self._refused))
+                stored.update(await self._read_documents(base.refused))
         self._compared_at = time.monotonic()
-        revision, token = int(head[2]), head[3]
-        if stored or (revision, token) != (self._current.revision, self._token):
-            await self._adopt(stored, revision, token)
+        if stored or base is not self._current or (int(head[2]), head[3]) != (base.revision, self._token):
+            await self._adopt(base, stored, head)
 
-    async def _adopt(self, stored: Mapping[_Place, bytes | None], revision: int, token: bytes) -> None:
-        changes, broken = await asyncio.to_thread(self._decode, stored)
-        lists = await self._load_lists(changes)
-        self._current, refused = await asyncio.to_thread(
-            self._current.with_changes, changes, revision=revision, device_lists=lists
+    async def _adopt(self, base: Snapshot, stored: Mapping[_Place, bytes | None], head: Sequence[Any]) -> None:
+        """Put what is stored in force, on top of `base`."""
+        changes, unreadable = await asyncio.to_thread(_decode, base, stored)
+        lists = await self._load_lists(base, changes, head[4])
+        snapshot, _ = await asyncio.to_thread(
+            base.with_changes, changes, revision=int(head[2]), device_lists=lists, unreadable=unreadable
         )
-        self._token = token
+        self._put_in_force(snapshot, head[3])
+        self._list_seed = head[4]
         self._recheck_refused = False
-        self._note_refused([*broken, *refused])
 
-    def _decode(self, stored: Mapping[_Place, bytes | None]) -> tuple[list[CatalogueChange], list[RefusedDocument]]:
-        """The changes that these documents make to the snapshot, and those that can't be read."""
-        changes, broken = [], []
-        for (kind, key), raw in stored.items():
-            try:
-                document = decode_document(kind, key, raw) if raw is not None else None
-            except ValueError as exc:
-                broken.append(RefusedDocument(kind, key, str(exc)))
-                continue
-            if (kind, key) in self._refused or document != _documents(self._current, kind).get(key):
-                changes.append(CatalogueChange(kind, key, document))
-        return changes, broken
-
-    def _everything(self, hashes: Sequence[Sequence[bytes]]) -> dict[_Place, bytes | None]:
-        """Every document that Redis has, and None for each that only the snapshot has."""
-        stored: dict[_Place, bytes | None] = {
-            (kind, key): None for kind in _KINDS for key in _documents(self._current, kind)
-        }
-        for kind, flat in zip(_KINDS, hashes, strict=True):
-            stored |= {(kind, as_text(key)): raw for key, raw in zip(flat[::2], flat[1::2], strict=True)}
-        return stored
+    def _put_in_force(self, snapshot: Snapshot, token: bytes) -> None:
+        for place, document in snapshot.refused.items():
+            if self._current.refused.get(place) != document:
+                _log.error("document_refused", kind=document.kind, key=document.shown_key, reason=document.reason)
+        self._current, self._token = snapshot, token
 
     async def _read_documents(self, places: Iterable[_Place]) -> dict[_Place, bytes | None]:
         wanted = list(places)
         found = await run_commands(
-            self._redis, [("HGET", self._keys.documents(kind), as_bytes(key)) for kind, key in wanted]
+            self._redis, [("HGET", self._keys.documents(kind), _key_bytes(key)) for kind, key in wanted]
         )
         return dict(zip(wanted, found, strict=True))
 
-    async def _load_lists(self, changes: Iterable[CatalogueChange]) -> dict[str, DeviceSet]:
-        """The lists that these changes name and the snapshot does not have. One that is not there is left out."""
+    async def _load_lists(
+        self, base: Snapshot, changes: Iterable[CatalogueChange], seed: bytes | None
+    ) -> dict[str, DeviceSet]:
+        """The lists that these changes name and `base` does not have. One that can't be used is left out."""
         named = {_list_of(change.document) for change in changes}
-        return await self._lists.load([name for name in named if name and name not in self._current.device_lists])
+        return await self._lists.load([name for name in named if name and name not in base.device_lists], seed)
 
     async def _check_layout(self, head: Sequence[bytes | None]) -> None:
         """Redis may have come back as another one: empty (its layout is made again), or laid out otherwise."""
@@ -303,18 +297,61 @@ class RedisCatalogue:
                 "The data in Redis was replaced by data of another layout.", mend="Start this process again."
             )
 
-    def _note_refused(self, refused: Iterable[RefusedDocument]) -> None:
-        noted = {(document.kind, document.key): document for document in refused}
-        for place, document in noted.items():
-            if self._refused.get(place) != document:
-                _log.error("document_refused", kind=document.kind, key=document.key, reason=document.reason)
-        self._refused = noted
+
+def _decode(
+    base: Snapshot, stored: Mapping[_Place, bytes | None]
+) -> tuple[list[CatalogueChange], list[RefusedDocument]]:
+    """The changes that these documents make to the snapshot, and those that can't be read."""
+    changes, unreadable = [], []
+    for (kind, key), raw in stored.items():
+        try:
+            document = decode_document(kind, key, raw) if raw is not None else None
+        except ValueError as exc:
+            unreadable.append(RefusedDocument(kind, key, str(exc)))
+            continue
+        if (kind, key) in base.refused or document != _documents(base, kind).get(key):
+            changes.append(CatalogueChange(kind, key, document))
+    return changes, unreadable
+
+
+def _everything(base: Snapshot, hashes: Sequence[Sequence[bytes]]) -> dict[_Place, bytes | None]:
+    """Every document that Redis has, and None for each that only the snapshot has."""
+    stored: dict[_Place, bytes | None] = {(kind, key): None for kind in _KINDS for key in _documents(base, kind)}
+    stored |= dict.fromkeys(base.refused)
+    for kind, flat in zip(_KINDS, hashes, strict=True):
+        stored |= {(kind, _key_text(key)): raw for key, raw in zip(flat[::2], flat[1::2], strict=True)}
+    return stored
+
+
+def _list_living(flat: Sequence[bytes]) -> list[str]:
+    """Of keys and documents of firmware, the keys of those that are not certainly tombstones."""
+    stored = ((_key_text(key), raw) for key, raw in zip(flat[::2], flat[1::2], strict=True))
+    return [key for key, raw in stored if not _is_tombstone(key, raw)]
+
+
+def _is_tombstone(key: str, raw: bytes) -> bool:
+    try:
+        document = decode_document(DocumentKind.FIRMWARE, key, raw)
+    except ValueError:
+        return False
+    return isinstance(document, Firmware) and document.deleted_at_ms is not None
+
+
+def _key_text(stored: bytes) -> str:
+    """A document's key. One that is not UTF-8, and so none of ours, survives the way there and back."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def _key_bytes(key: str) -> bytes:
+    """What `_key_text` was given."""
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _by_place(rows: Sequence[Any]) -> dict[_Place, bytes | None]:
     """What LOAD lists: kind (1-based), key, document, …"""
     return {
-        (_KINDS[kind - 1], as_text(key)): raw for kind, key, raw in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+        (_KINDS[kind - 1], _key_text(key)): raw
+        for kind, key, raw in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
     }
 
 

@@ -12,9 +12,9 @@ from typing import Final
 from ota_hook.state.connection import Script
 
 _HEAD_LUA: Final = """
-local meta = redis.call('HMGET', KEYS[1], 'format', 'buckets', 'revision', 'token')
+local meta = redis.call('HMGET', KEYS[1], 'format', 'buckets', 'revision', 'token', 'list_seed')
 local revision, token = tonumber(meta[3] or '0'), meta[4] or ''
-local head = {meta[1], meta[2], string.format('%.0f', revision), token}
+local head = {meta[1], meta[2], string.format('%.0f', revision), token, meta[5]}
 """
 
 # ARGV: known revision, known token, most entries to read.
@@ -53,7 +53,9 @@ return {head, all}
 )
 
 # KEYS behind the documents: the keys of device lists to keep, then of those to drop.
-# ARGV: base revision, base token, new token, stream length, keys to keep, changes, then kind, key, document, …
+# The keys of a list are its identifiers and its digests.
+# ARGV: base revision, base token, new token, stream length, keys to keep, changes, kinds, then kind, key, document, …
+# and for each list to keep the bytes of its digests: they were written last, so that where they are whole all of it is.
 APPLY: Final = Script(
     _HEAD_LUA
     + """
@@ -61,8 +63,10 @@ local kinds, keep, changes = tonumber(ARGV[7]), tonumber(ARGV[5]), tonumber(ARGV
 if token == ARGV[3] then return {'applied', head[3]} end
 if revision ~= tonumber(ARGV[1]) or token ~= ARGV[2] then return {'stale', head[3]} end
 local lists = 2 + kinds
-for i = lists + 1, lists + keep do
-  if redis.call('EXISTS', KEYS[i]) == 0 then return {'list_gone', head[3]} end
+for n = 0, keep / 2 - 1 do
+  local identifiers, digests = KEYS[lists + 1 + 2 * n], KEYS[lists + 2 + 2 * n]
+  local whole = redis.call('STRLEN', digests) == tonumber(ARGV[8 + 3 * changes + n])
+  if not whole or redis.call('EXISTS', identifiers) == 0 then return {'list_gone', head[3]} end
 end
 local new = string.format('%.0f', revision + 1)
 for n = 0, changes - 1 do

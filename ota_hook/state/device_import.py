@@ -11,11 +11,11 @@ from typing import Final, Self
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import ReportedVersion
-from ota_hook.ports import DeviceEntry
+from ota_hook.ports import DeviceEntry, ImportedBatch
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
 from ota_hook.state.device_scripts import IMPORT
 from ota_hook.state.durability import DurableWriter, list_server_runs
-from ota_hook.state.keys import Keys, as_bytes
+from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.offers import count_cancelled
 from ota_hook.state.records import pack_device, pack_tags
 
@@ -56,15 +56,16 @@ class RedisDeviceImport:
         with redis_errors("beginning an import"):
             return cls(redis, keys, writer, await list_server_runs(redis))
 
-    async def write(self, devices: Sequence[DeviceEntry]) -> tuple[int, int]:
+    async def write(self, devices: Sequence[DeviceEntry]) -> ImportedBatch:
         """See ports.DeviceImport."""
-        latest = {device.identifier: device for device in devices}
-        calls = self._calls(latest.values())
+        calls = self._calls(devices)
         with redis_errors("importing devices"):
             results, _ = await run_pipelined(self._redis, IMPORT, calls)
-        await count_cancelled(self._redis, self._keys, [firmware for _, cancelled in results for firmware in cancelled])
-        created = sum(created for created, _ in results)
-        return created, len(devices) - created
+        cancelled = [firmware for _, firmware_ids, _ in results for firmware in firmware_ids]
+        await count_cancelled(self._redis, self._keys, cancelled)
+        created = sum(created for created, _, _ in results)
+        unreadable = tuple(as_text(name) for _, _, names in results for name in names)
+        return ImportedBatch(created, len(devices) - created - len(unreadable), unreadable)
 
     async def confirm(self) -> None:
         """See ports.DeviceImport."""

@@ -14,7 +14,7 @@ import structlog
 from ulid import ULID
 
 from ota_hook._device_set import DeviceSet, DeviceSetBuilder
-from ota_hook.errors import DependencyError, InputError
+from ota_hook.errors import ConflictError, DependencyError, InputError
 from ota_hook.snapshot import NOBODY
 from ota_hook.state.connection import RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.format import SEED_BYTES
@@ -31,11 +31,19 @@ _READ_ELEMENTS: Final = 16
 _DIGESTS_BYTES: Final = 512 * 1024
 """So much of the digests goes in one command: Redis is not held for long, nor are those who wait for it."""
 _FIRST_DIGESTS_BYTES: Final = 32 * 1024
+_DIGEST_BYTES: Final = 16
+_COUNT_BYTES: Final = 8
+_HEAD_BYTES: Final = SEED_BYTES + _COUNT_BYTES
 _LOADED_AT_ONCE: Final = 64
 _SEPARATOR: Final = b"\n"
 """No identifier holds a control character."""
 
 _log = structlog.get_logger("ota_hook.state.device_lists")
+
+
+def stored_bytes(members: DeviceSet) -> int:
+    """How long the digests of a list are as they are stored."""
+    return _HEAD_BYTES + len(members) * _DIGEST_BYTES
 
 
 class DeviceLists:
@@ -52,13 +60,13 @@ class DeviceLists:
     async def stage(self, identifiers: AsyncIterator[list[str]]) -> tuple[str, DeviceSet]:
         """Write a list, given in pieces, under a new name: (name, members); the empty one is named "" and has no key.
 
-        InputError for more than a million identifiers. What `identifiers` raises leaves nothing behind but an expiring
-        key.
+        InputError for more than a million identifiers, ConflictError where Redis lost a part meanwhile. What
+        `identifiers` raises leaves nothing behind but an expiring key.
         """
         name = str(ULID())
         seed = await self._load_seed()
         builder = DeviceSetBuilder(int.from_bytes(seed, "big"))
-        element = bytearray()
+        element, elements = bytearray(), 0
         async for piece in identifiers:
             for start in range(0, len(piece), _ADDED_AT_ONCE):
                 new = builder.add_new(piece[start : start + _ADDED_AT_ONCE])
@@ -67,77 +75,118 @@ class DeviceLists:
                 if new:
                     element += as_bytes("\n".join(new)) + _SEPARATOR
                 if len(element) >= _ELEMENT_BYTES:
-                    await self._append_element(name, element)
+                    elements += 1
+                    await self._append_element(name, element, elements)
                     element = bytearray()
         if not len(builder):
             return "", NOBODY
         if element:
-            await self._append_element(name, element)
+            await self._append_element(name, element, elements + 1)
         members = await asyncio.to_thread(builder.finish)
-        await self._write_digests(name, seed + members.digests())
+        await self._write_digests(name, seed + len(members).to_bytes(_COUNT_BYTES, "big") + members.digests())
         return name, members
 
     async def _load_seed(self) -> bytes:
         with redis_errors("reading the seed of device lists"):
             seed: bytes | None = await run_command(self._redis, "HGET", self._keys.meta, "list_seed")
-        if seed is None:
+        if seed is None or len(seed) != SEED_BYTES:
             raise DependencyError("The data in Redis is gone, or not laid out yet.", mend="Try again.")
         return seed
 
-    async def _append_element(self, name: str, element: bytearray) -> None:
-        key = self._keys.device_list(name)
-        with redis_errors("writing a device list"):
-            await run_commands(self._redis, [("RPUSH", key, bytes(element[:-1])), ("EXPIRE", key, STAGED_SECONDS)])
+    async def _append_element(self, name: str, element: bytearray, number: int) -> None:
+        await self._append("RPUSH", self._keys.device_list(name), bytes(element[:-1]), number)
 
     async def _write_digests(self, name: str, digests: bytes) -> None:
         key = self._keys.device_list_digests(name)
-        with redis_errors("writing a device list"):
-            for start in range(0, len(digests), _DIGESTS_BYTES):
-                piece = digests[start : start + _DIGESTS_BYTES]
-                await run_commands(self._redis, [("APPEND", key, piece), ("EXPIRE", key, STAGED_SECONDS)])
+        for start in range(0, len(digests), _DIGESTS_BYTES):
+            piece = digests[start : start + _DIGESTS_BYTES]
+            await self._append("APPEND", key, piece, start + len(piece))
 
-    async def load(self, names: Sequence[str]) -> dict[str, DeviceSet]:
-        """The members of each list; one that is not there (any more) is left out."""
-        if not names:
-            return {}
-        seed = await self._load_seed()
-        loaded = {}
+    async def _append(self, command: str, key: str, piece: bytes, length: int) -> None:
+        """Append, and require the length that the key has then: a Redis that was restarted may have lost some."""
+        with redis_errors("writing a device list"):
+            found, _ = await run_commands(self._redis, [(command, key, piece), ("EXPIRE", key, STAGED_SECONDS)])
+        if found != length:
+            raise ConflictError(
+                "A part of the device list was lost or expired before the rest came.", mend="Send it again."
+            )
+
+    async def load(self, names: Sequence[str], seed: bytes | None) -> dict[str, DeviceSet]:
+        """The members of each list. One that is not there (any more), not whole, or of another seed is left out."""
+        loaded: dict[str, DeviceSet] = {}
+        if seed is None or len(seed) != SEED_BYTES:
+            return loaded
         for start in range(0, len(names), _LOADED_AT_ONCE):
-            batch = names[start : start + _LOADED_AT_ONCE]
-            for name, stored in zip(batch, await self._read_digests(batch), strict=True):
-                if stored and not stored.startswith(seed):
-                    _log.error("device_list_of_another_seed", list=name)
-                elif stored:
-                    number = int.from_bytes(seed, "big")
-                    loaded[name] = await asyncio.to_thread(DeviceSet, number, stored[SEED_BYTES:])
+            found = await self._read_digests(names[start : start + _LOADED_AT_ONCE], seed)
+            for name, digests in found.items():
+                loaded[name] = await asyncio.to_thread(DeviceSet, int.from_bytes(seed, "big"), digests)
         return loaded
 
-    async def _read_digests(self, names: Sequence[str]) -> list[bytes]:
-        """What is stored of each, empty for one that is not there or went while it was read."""
-        keys = [self._keys.device_list_digests(name) for name in names]
-        found = []
+    async def _read_digests(self, names: Sequence[str], seed: bytes) -> dict[str, bytes]:
+        """The digests of the lists that can be used."""
+        keys = {name: self._keys.device_list_digests(name) for name in names}
+        found = {}
         with redis_errors("reading a device list"):
-            sizes = await run_commands(self._redis, [("STRLEN", key) for key in keys])
-            firsts = await run_commands(self._redis, [("GETRANGE", key, 0, _FIRST_DIGESTS_BYTES - 1) for key in keys])
-            for key, size, first in zip(keys, sizes, firsts, strict=True):
+            kinds = await run_commands(self._redis, [("TYPE", key) for key in keys.values()])
+            keys = {name: key for (name, key), kind in zip(keys.items(), kinds, strict=True) if kind == b"string"}
+            sizes = await run_commands(self._redis, [("STRLEN", key) for key in keys.values()])
+            firsts = await run_commands(
+                self._redis, [("GETRANGE", key, 0, _FIRST_DIGESTS_BYTES - 1) for key in keys.values()]
+            )
+            for (name, key), size, first in zip(keys.items(), sizes, firsts, strict=True):
+                if not _is_whole(first, size, seed):
+                    _log.error(
+                        "device_list_unusable", list=name, problem="It is of another seed, or of another length."
+                    )
+                    continue
                 pieces = [first]
                 for start in range(_FIRST_DIGESTS_BYTES, size, _DIGESTS_BYTES):
                     end = start + _DIGESTS_BYTES - 1
                     pieces.append(await run_command(self._redis, "GETRANGE", key, start, end))
                 stored = b"".join(pieces)
                 # One that went while it was read must not be taken for a short list.
-                found.append(stored if len(stored) == size else b"")
+                if len(stored) == size:
+                    found[name] = stored[_HEAD_BYTES:]
         return found
 
-    async def read(self, name: str) -> AsyncGenerator[list[str]]:
-        """The members in pieces, each once, in the order in which they were given; none where there is no such list."""
+    async def read(self, name: str, count: int | None) -> AsyncGenerator[list[str]]:
+        """The members in pieces, each once, in the order in which they were given.
+
+        `count` is how many there must be: ConflictError at the end where there are not. None: whatever is there.
+        """
         key = self._keys.device_list(name)
-        start = 0
-        while True:
+        start = found = 0
+        with redis_errors("reading a device list"):
+            is_list = await run_command(self._redis, "TYPE", key) == b"list"
+        while is_list:
             with redis_errors("reading a device list"):
                 elements = await run_command(self._redis, "LRANGE", key, start, start + _READ_ELEMENTS - 1)
             for element in elements:
-                yield as_text(element).split("\n")
+                piece = _split(element)
+                found += len(piece)
+                yield piece
             if len(elements) < _READ_ELEMENTS:
-                return
+                break
             start += _READ_ELEMENTS
+        if count is not None and found != count:
+            raise _not_whole(f"{found:,} of its {count:,} identifiers are there")
+
+
+def _is_whole(first: bytes, size: int, seed: bytes) -> bool:
+    """Whether these are the first bytes of digests that are `size` bytes long in all and made with `seed`."""
+    count = int.from_bytes(first[SEED_BYTES:_HEAD_BYTES], "big")
+    return first.startswith(seed) and size == _HEAD_BYTES + count * _DIGEST_BYTES
+
+
+def _split(element: bytes) -> list[str]:
+    try:
+        return as_text(element).split("\n")
+    except UnicodeDecodeError as exc:
+        raise _not_whole("some of its identifiers are no text") from exc
+
+
+def _not_whole(problem: str) -> ConflictError:
+    return ConflictError(
+        f"The device list can't be read: {problem}. It was changed meanwhile, or damaged in Redis.",
+        mend="Read it again; if that fails too, PUT the whole list.",
+    )

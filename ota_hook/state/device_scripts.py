@@ -105,6 +105,18 @@ return {packed, redis.call('HGET', KEYS[3], identifier)}
 """
 )
 
+_RECORD_LUA: Final = """
+local function unpack_record(packed)
+  local ok, device, more = pcall(cmsgpack.unpack, packed)
+  if not ok or more ~= nil or type(device) ~= 'table' or #device % 3 ~= 1 then return nil end
+  for i, value in ipairs(device) do
+    if type(value) ~= (i % 3 == 0 and 'number' or 'string') then return nil end
+  end
+  return device
+end
+"""
+"""An operator's write must be able to mend a record that can't be read: then `unpack_record` is nil."""
+
 # '' expects nothing, '*' any device, and else the digests stand between line breaks.
 _EXPECTED_LUA: Final = """
 local function is_one_of(digests, digest)
@@ -131,12 +143,14 @@ return 1
 _PUT_LUA: Final = """
 local function put_device(keys, stored, identifier, device_type, packed, tags)
   if packed == stored then return {} end
-  local device = stored and cmsgpack.unpack(stored) or {device_type}
+  local device = stored and unpack_record(stored)
+  if stored and not device and packed == '' then return nil end
   local cancelled = {}
-  if device[1] ~= device_type then
+  if stored and not (device and device[1] == device_type) then
     cancelled = cancel_all(identifier, keys[3], keys[4])
-    device[1] = device_type
   end
+  device = device or {}
+  device[1] = device_type
   if packed == '' then
     if tags ~= '' then set_tags(device, string.sub(tags, 2)) end
     packed = cmsgpack.pack(device)
@@ -153,10 +167,13 @@ local function put_device(keys, stored, identifier, device_type, packed, tags)
   return cancelled
 end
 """
-"""`packed` is the whole state but for tags of which nothing is said; '' where nothing is said of versions."""
+"""`packed` is the whole state but for tags of which nothing is said; '' where nothing is said of versions. Answers the
+firmware whose offers were cancelled; nil where something should be kept of a record that can't be read.
+"""
 
 PUT: Final = Script(
     _DEVICE_LUA
+    + _RECORD_LUA
     + _EXPECTED_LUA
     + OFFERS_LUA
     + _PUT_LUA
@@ -165,32 +182,35 @@ local stored = read_device(KEYS[1], KEYS[2], ARGV[3])
 local conflict = find_conflict(stored, ARGV[1], ARGV[2])
 if conflict then return conflict end
 local cancelled = put_device(KEYS, stored, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+if not cancelled then return 'unreadable' end
 return {stored and 0 or 1, cancelled}
 """
 )
 
 IMPORT: Final = Script(
     _DEVICE_LUA
+    + _RECORD_LUA
     + OFFERS_LUA
     + _PUT_LUA
     + """
-local created, cancelled = 0, {}
+local created, cancelled, unreadable = 0, {}, {}
 for i = 1, #ARGV, 4 do
   local keys = {KEYS[i], KEYS[i + 1], KEYS[i + 2], KEYS[i + 3]}
   local stored = read_device(keys[1], keys[2], ARGV[i])
   if not stored then created = created + 1 end
-  for _, firmware in ipairs(put_device(keys, stored, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])) do
-    cancelled[#cancelled + 1] = firmware
-  end
+  local closed = put_device(keys, stored, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  if not closed then unreadable[#unreadable + 1] = ARGV[i] end
+  for _, firmware in ipairs(closed or {}) do cancelled[#cancelled + 1] = firmware end
 end
-return {created, cancelled}
+return {created, cancelled, unreadable}
 """
 )
 """Four keys and the last four arguments of PUT per device, for devices that one server has. Each device is written as
-by PUT; how many were created, and the firmware whose offers were cancelled."""
+by PUT; how many were created, the firmware whose offers were cancelled, and the devices that PUT would refuse."""
 
 PATCH: Final = Script(
     _DEVICE_LUA
+    + _RECORD_LUA
     + _EXPECTED_LUA
     + OFFERS_LUA
     + """
@@ -199,7 +219,8 @@ local stored = read_device(KEYS[1], KEYS[2], identifier)
 if not stored then return false end
 local conflict = find_conflict(stored, ARGV[1], ARGV[2])
 if conflict then return conflict end
-local device = cmsgpack.unpack(stored)
+local device = unpack_record(stored)
+if not device then return 'unreadable' end
 local cancelled = {}
 if device_type ~= '' and device[1] ~= device_type then
   cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
@@ -244,12 +265,15 @@ SCAN: Final = Script(
     """
 local blobs = {}
 for i = 1, #KEYS, 2 do
-  local compact, long = redis.call('HGETALL', KEYS[i]), redis.call('HGETALL', KEYS[i + 1])
-  blobs[#blobs + 1] = #compact + #long > 0 and cmsgpack.pack(compact, long) or ''
+  local compact, long = redis.pcall('HGETALL', KEYS[i]), redis.pcall('HGETALL', KEYS[i + 1])
+  local refusal = compact.err or long.err
+  if refusal and not string.find(refusal, 'WRONGTYPE', 1, true) then return redis.error_reply(refusal) end
+  if refusal then blobs[#blobs + 1] = '\\193'
+  else blobs[#blobs + 1] = #compact + #long > 0 and cmsgpack.pack(compact, long) or '' end
 end
 return blobs
 """
 )
 """KEYS are the compact and the long hash of each bucket; per bucket a blob (see records.unpack_bucket), '' where there
-is no device.
+is no device, UNREADABLE_BUCKET where a key is no hash.
 """

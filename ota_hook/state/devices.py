@@ -21,9 +21,11 @@ import binascii
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
+
+import structlog
 
 from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState
@@ -33,9 +35,16 @@ from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors,
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
 from ota_hook.state.device_scripts import COUNT, CREATE, DELETE, LOAD, PATCH, PUT, SCAN
 from ota_hook.state.durability import DurableWriter
-from ota_hook.state.keys import Keys, as_bytes, as_text
+from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.offers import count_cancelled
-from ota_hook.state.records import COMPACT_MAX_BYTES, may_be_of_type, type_prefix, unpack_bucket, unpack_device
+from ota_hook.state.records import (
+    COMPACT_MAX_BYTES,
+    UNREADABLE_BUCKET,
+    may_be_of_type,
+    read_device,
+    type_prefix,
+    unpack_bucket,
+)
 
 DEFAULT_REFRESH_MS: Final = 3_600_000
 """A device that reports the same for ever costs one write an hour."""
@@ -49,6 +58,9 @@ _KEYS_A_SCRIPT: Final = 32
 """Of a scan: two a bucket."""
 _EVERY_TYPE: Final = b"*"
 _CURSOR_DIGITS: Final = 8
+_LOGGED_A_SCAN: Final = 10
+
+_log = structlog.get_logger("ota_hook.state.devices")
 
 
 class RedisDevices:
@@ -108,7 +120,7 @@ class RedisDevices:
         """See ports.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
         arguments = (*_expectation(expected), *put_arguments(identifier, device_type, versions, tags))
         (result,) = await self._writer.write_or_fail(PUT, [(self._touched_by_admin(identifier), arguments)])
-        _refuse_conflict(result)
+        _refuse_conflict(result, identifier)
         created, cancelled = result
         await count_cancelled(self._redis, self._keys, cancelled)
         return bool(created)
@@ -142,7 +154,7 @@ class RedisDevices:
         (stored,) = await self._writer.write_or_fail(PATCH, [(self._touched_by_admin(identifier), arguments)])
         if stored is None:
             return None
-        _refuse_conflict(stored)
+        _refuse_conflict(stored, identifier)
         packed, offers, cancelled = stored
         await count_cancelled(self._redis, self._keys, cancelled)
         return _stored_device(identifier, packed, offers)
@@ -178,7 +190,7 @@ class RedisDevices:
         """See ports.DeviceStore. Its open offers count as cancelled."""
         call: Call = (self._touched_by_admin(identifier), (*_expectation(expected), as_bytes(identifier)))
         (result,) = await self._writer.write_or_fail(DELETE, [call])
-        _refuse_conflict(result)
+        _refuse_conflict(result, identifier)
         existed, cancelled = result
         await count_cancelled(self._redis, self._keys, cancelled)
         return bool(existed)
@@ -190,10 +202,14 @@ class RedisDevices:
                 yield number, blob
 
     async def scan_devices(
-        self, *, device_type: str | None = None, tag: str | None = None
+        self,
+        *,
+        device_type: str | None = None,
+        tag: str | None = None,
+        on_unreadable: Callable[[str], None] | None = None,
     ) -> AsyncIterator[DeviceState]:
         """See ports.DeviceStore. A device that comes or goes while the scan runs may be seen or not."""
-        wanted = _Wanted(device_type, tag)
+        wanted = _Wanted(device_type, tag, on_unreadable)
         async for _, blob in self.scan_buckets():
             for identifier, packed in unpack_bucket(blob):
                 device = wanted.unpack(identifier, packed)
@@ -231,6 +247,8 @@ class RedisDevices:
             async with aclosing(self._read_ahead(first)) as batches:
                 async for batch, reading in batches:
                     for bucket, blob in zip(batch, await reading, strict=True):
+                        if blob == UNREADABLE_BUCKET:
+                            _log.error("bucket_unreadable", key=self._keys.devices(bucket))
                         if blob:
                             yield bucket, blob
 
@@ -272,22 +290,48 @@ class RedisDevices:
 class _Wanted:
     """Which devices a scan is about; most others are told by their bytes alone."""
 
-    def __init__(self, device_type: str | None, tag: str | None) -> None:
+    def __init__(
+        self, device_type: str | None, tag: str | None, on_unreadable: Callable[[str], None] | None = None
+    ) -> None:
         self._prefix = type_prefix(device_type) if device_type is not None else b""
         self._tag = tag
         self._tag_bytes = as_bytes(tag) if tag is not None else b""
+        self._on_unreadable = on_unreadable
+        self._left_out = 0
 
     def unpack(self, identifier: bytes, packed: bytes) -> DeviceState | None:
-        """The device, None for another."""
+        """The device, None for another and for one that can't be read."""
         if not may_be_of_type(packed, self._prefix) or self._tag_bytes not in packed:
             return None
-        device = unpack_device(as_text(identifier), packed)
+        device = read_device(identifier, packed)
+        if device is None:
+            self._leave_out(identifier)
+            return None
         return device if self._tag is None or self._tag in device.tags else None
+
+    def _leave_out(self, identifier: bytes) -> None:
+        name = identifier.decode("utf-8", "backslashreplace")
+        self._left_out += 1
+        if self._left_out <= _LOGGED_A_SCAN:
+            _log.error("device_unreadable", device=name)
+        if self._on_unreadable is not None:
+            self._on_unreadable(name)
 
 
 def _stored_device(identifier: str, packed: bytes, offers: bytes | None) -> StoredDevice:
-    digest = hashlib.sha1(packed, usedforsecurity=False).hexdigest()  # Lua's only one
-    return StoredDevice(unpack_device(identifier, packed, offers), digest)
+    device = read_device(as_bytes(identifier), packed, offers)
+    if device is None:
+        raise _unreadable(identifier)
+    if offers and not device.open_offers:
+        _log.error("offers_unreadable", device=identifier)
+    return StoredDevice(device, hashlib.sha1(packed, usedforsecurity=False).hexdigest())  # Lua's only digest
+
+
+def _unreadable(identifier: str) -> ConflictError:
+    return ConflictError(
+        f"What is stored of the device {identifier!r} can't be read.",
+        mend="PUT it with `versions` and `tags`, or DELETE it.",
+    )
 
 
 def _expectation(expected: ExpectedDevice) -> tuple[bytes, bytes]:
@@ -301,8 +345,10 @@ def _digests_argument(digests: tuple[str, ...] | None) -> bytes:
     return b"*" if "*" in digests else as_bytes("\n".join(("", *digests, "")))
 
 
-def _refuse_conflict(result: object) -> None:
-    """Raise what `find_conflict` found, where a script returned that."""
+def _refuse_conflict(result: object, identifier: str) -> None:
+    """Raise what a script found in the way, where it returned that."""
+    if result == b"unreadable":
+        raise _unreadable(identifier)
     if result == b"changed":
         raise ConflictError("It was changed since you read it, or is gone.", mend="Read it again.", stale=True)
     if result == b"there":

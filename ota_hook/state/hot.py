@@ -147,7 +147,11 @@ class HotDevices:
             elif isinstance(stored, Exception):
                 done(_error_of(stored))
             else:
-                done(_read_device(report.device, stored[0], stored[1]))
+                packed, offers = stored
+                device = _read_device(report.device, packed, offers)
+                if offers and isinstance(device, DeviceState) and not device.open_offers:
+                    _log.error("offers_unreadable", device=report.device)
+                done(device)
 
         _run_script(self._pipes.of(touched[0]), REPORT, touched, arguments, read)
 

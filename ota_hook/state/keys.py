@@ -113,7 +113,7 @@ class Keys:
         return f"{self.prefix}:{{c}}:list:{name}"
 
     def device_list_digests(self, name: str) -> str:
-        """String: the seed of the digests of one device list (8 bytes), then the digests."""
+        """String: the seed of the digests of one device list (8 bytes), how many there are (8 bytes), the digests."""
         return f"{self.prefix}:{{c}}:list:{name}:digests"
 
     @property

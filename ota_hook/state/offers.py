@@ -15,11 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
+import structlog
+from redis.exceptions import ResponseError
+
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome, SettledOffer
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import (
     Argument,
     Call,
+    Command,
     RedisClient,
     Script,
     redis_errors,
@@ -28,7 +32,7 @@ from ota_hook.state.connection import (
     run_pipelined,
 )
 from ota_hook.state.keys import Keys, as_bytes, as_text
-from ota_hook.state.records import pack_offer, unpack_offers, unpack_settled
+from ota_hook.state.records import pack_offer, read_offers, read_settled
 from ota_hook.task import RunMove
 
 HISTORY_LENGTH: Final = 20
@@ -39,12 +43,28 @@ FAILURES: Final = frozenset({Outcome.FAILED, Outcome.TIMED_OUT})
 """Outcomes that speak against the firmware."""
 CANCEL_BATCH: Final = 500
 
+_log = structlog.get_logger("ota_hook.state.offers")
+
 OFFERS_LUA: Final = f"""
 local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS, RUN, CHUNK = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local STEP, NOTE = 10, 11
+local function is_offer(offer)
+  if type(offer) ~= 'table' or type(offer[OFFERED_AT]) ~= 'number' or type(offer[IDS]) ~= 'table' then return false end
+  for i = MODULE, FROM_VERSION do
+    if type(offer[i]) ~= 'string' then return false end
+  end
+  local is_plain = type(offer[RUN] or '') == 'string' and type(offer[CHUNK] or 0) == 'number'
+  return is_plain and type(offer[STEP] or '') == 'string'
+end
 local function read_offers(identifier, key)
-  local packed = redis.call('HGET', key, identifier)
-  return packed and cmsgpack.unpack(packed) or {{}}
+  local ok, stored = pcall(cmsgpack.unpack, redis.call('HGET', key, identifier) or '')
+  local offers = {{}}
+  if not ok or type(stored) ~= 'table' then return offers end
+  for i, offer in ipairs(stored) do
+    if not is_offer(offer) then return {{}} end
+    offers[i] = offer
+  end
+  return offers
 end
 local function write_offers(identifier, key, offers)
   if #offers == 0 then redis.call('HDEL', key, identifier)
@@ -75,7 +95,9 @@ local function cancel_all(identifier, key, history)
   return firmware
 end
 """
-"""Reading, finding and settling a device's offers, for the scripts of this module and of devices.py."""
+"""Reading, finding and settling a device's offers, for the scripts of this module and of devices.py. What can't be read
+is no offer: the next one is written over it.
+"""
 
 RECORD: Final = Script(
     OFFERS_LUA
@@ -268,7 +290,7 @@ class RedisOffers:
             )
             for identifier, packed in holders.items()
             if named in packed
-            for offer in unpack_offers(packed)
+            for offer in read_offers(packed)
             if offer.firmware_id == firmware_id
         ]
         closed = 0
@@ -327,17 +349,24 @@ class RedisOffers:
         key = self._keys.history(self._keys.bucket_of(identifier), identifier)
         with redis_errors("reading a device's history"):
             entries: Sequence[bytes] = await run_command(self._redis, "LRANGE", key, 0, HISTORY_LENGTH - 1)
-        return [unpack_settled(entry) for entry in entries]
+        settled = [offer for entry in entries if (offer := read_settled(entry)) is not None]
+        if len(settled) < len(entries):
+            _log.warning("history_unreadable", device=identifier, entries=len(entries) - len(settled))
+        return settled
 
     async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-        """See ports.OfferStore. A firmware that was never offered has no counters."""
+        """See ports.OfferStore. A firmware that was never offered has no counters; what is no count is left out."""
         wanted = list(firmware_ids)
         with redis_errors("reading counters"):
             found = await run_commands(
                 self._redis, [("HGETALL", self._keys.counters(firmware_id)) for firmware_id in wanted]
             )
         return {
-            firmware_id: {outcome.decode(): int(count) for outcome, count in counters.items()}
+            firmware_id: {
+                outcome.decode(): int(count)
+                for outcome, count in counters.items()
+                if outcome.isascii() and count.isdigit()
+            }
             for firmware_id, counters in zip(wanted, found, strict=True)
         }
 
@@ -371,12 +400,13 @@ async def count_outcomes(redis: RedisClient, keys: Keys, counts: Mapping[tuple[s
     if not any(counts.values()):
         return
     failing = [firmware_id for (firmware_id, outcome), count in counts.items() if count and outcome in FAILURES]
+    commands: list[Command] = [
+        ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
+        for (firmware_id, outcome), count in counts.items()
+    ]
+    commands += [("SADD", keys.failing, firmware_id) for firmware_id in failing]
     with redis_errors("counting outcomes"):
-        await run_commands(
-            redis,
-            [
-                ("HINCRBY", keys.counters(firmware_id), outcome.value, count)
-                for (firmware_id, outcome), count in counts.items()
-            ]
-            + [("SADD", keys.failing, firmware_id) for firmware_id in failing],
-        )
+        try:
+            await run_commands(redis, commands)
+        except ResponseError as exc:  # a counter that holds something else must not keep anybody from deleting
+            _log.warning("outcomes_not_counted", problem=str(exc))

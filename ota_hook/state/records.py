@@ -18,6 +18,9 @@ COMPACT_MAX_BYTES: Final = 64
 TAGS_ATTRIBUTE: Final = ""
 """Tags stand where a version would, under the name that no attribute has: `"", 0, "tag tag"`; only where there are."""
 
+UNREADABLE_BUCKET: Final = b"\xc1"
+"""What stands for a bucket whose keys hold something else; no MessagePack begins so."""
+
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
 
 
@@ -43,9 +46,9 @@ def pack_tags(tags: tuple[str, ...]) -> str:
 
 
 def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState:
-    """The state of one device, with its open offers where `offers` is given."""
+    """The state of one device, with its open offers where `offers` is given. Raises anything for what is no record."""
     flat = _unpack(packed)
-    open_offers = unpack_offers(offers) if offers else ()
+    open_offers = read_offers(offers) if offers else ()
     if len(flat) == 4 and flat[1]:  # nearly every device has one version and no tags
         return DeviceState(identifier, flat[0], {flat[1]: ReportedVersion(flat[3], int(flat[2]))}, open_offers)
     versions = {
@@ -56,12 +59,31 @@ def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -
     return DeviceState(identifier, flat[0], versions, open_offers, tuple(tags.text.split(" ")) if tags else ())
 
 
+def read_device(identifier: bytes, packed: bytes, offers: bytes | None = None) -> DeviceState | None:
+    """`unpack_device`, for those who show what they find: None where that is no record, or has a text that is none."""
+    try:
+        device = unpack_device(identifier.decode(), packed, offers)
+        texts = (version.text for version in device.versions.values())
+        _check_texts(device.device_type, *device.versions, *texts)
+    except Exception:  # noqa: BLE001 - msgpack has many, and any shape may come out of it
+        return None
+    return device
+
+
+def _check_texts(*texts: str) -> None:
+    """Raise TypeError for what is no text, UnicodeEncodeError for one with a lone surrogate."""
+    "".join(texts).encode()
+
+
 def unpack_bucket(blob: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Each device of a bucket as (identifier, packed state), in no order.
 
     A bucket is two MessagePack arrays, one behind the other: identifier, packed state, …; an empty state in the first
-    stands in the second.
+    stands in the second. One that can't be read is a device without a name whose state can't be read.
     """
+    if blob == UNREADABLE_BUCKET:
+        yield b"", blob
+        return
     arrays = msgpack.Unpacker(raw=True, max_buffer_size=len(blob))
     arrays.feed(blob)
     compact, long = arrays
@@ -105,15 +127,26 @@ def pack_offer(offer: OpenOffer) -> bytes:
     return packed
 
 
-def unpack_offers(packed: bytes) -> tuple[OpenOffer, ...]:
-    """The open offers of one device."""
-    return tuple(_offer(fields, fields[7:10]) for fields in _unpack(packed))
+def read_offers(packed: bytes) -> tuple[OpenOffer, ...]:
+    """The open offers of one device; none where they can't be read."""
+    try:
+        return tuple(_offer(fields, fields[7:10]) for fields in _unpack(packed))
+    except Exception:  # noqa: BLE001 - as above
+        return ()
 
 
-def unpack_settled(packed: bytes) -> SettledOffer:
-    """One entry of a history: an offer's first seven fields, then outcome, settled_at_ms, code, and run and chunk."""
-    fields = _unpack(packed)
+def read_settled(packed: bytes) -> SettledOffer | None:
+    """One entry of a history, None where it can't be read."""
+    try:
+        return _settled(_unpack(packed))
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+def _settled(fields: list[Any]) -> SettledOffer:
+    """An offer's first seven fields, then outcome, settled_at_ms, code, and run and chunk."""
     outcome, settled_at_ms, code = fields[7:10]
+    _check_texts(code)
     return SettledOffer(
         offer=_offer(fields, fields[10:12]), outcome=Outcome(outcome), settled_at_ms=int(settled_at_ms), code=code
     )
@@ -122,6 +155,7 @@ def unpack_settled(packed: bytes) -> SettledOffer:
 def _offer(fields: list[Any], more: list[Any]) -> OpenOffer:
     """`more`: run, chunk and outcome, as many as are stored."""
     module, firmware_id, attribute, version, from_version, offered_at_ms, command_ids = fields[:7]
+    _check_texts(module, firmware_id, attribute, version, from_version)
     return OpenOffer(
         module=module,
         firmware_id=firmware_id,

@@ -49,13 +49,14 @@ def test_a_firmware_goes_to_one_device_then_to_all_then_to_none(outside: Operato
     fleet = "".join(
         f'{{"identifier": "t{n}", "type": "tracker", "versions": {{"version": "1.0.0"}}}}\n' for n in (1, 2)
     )
-    assert outside.run("devices", "import", "-", stdin=fleet).stdout == "2 created, 0 replaced, 0 refused.\n"
+    assert outside.run("devices", "import", "-", stdin=fleet).stdout == "2 created, 0 replaced, 0 failed.\n"
     package = outside.file("tracker-1.1.0.bin", b"firmware")
     upload = ("firmware", "upload", package, "--type", "tracker", "--version", "1.1.0", "--name", "冬季版本")
     shown = outside.run(*upload, "--device", "t1").stdout
     firmware = ULID.search(shown)
     assert firmware is not None
     assert "冬季版本" in shown
+    assert "tracker-1.1.0.bin, 8 bytes\n" in shown
 
     assert outside.ask("check", "t1")["offer"]["firmware_id"] == firmware[0]
     assert outside.ask("check", "t2")["offer"] is None
@@ -106,11 +107,17 @@ def test_put_changes_only_what_is_given(operator: Operator) -> None:
     changed = operator.ask("types", "put", "kept", "--version-attribute", "version", "--version-attribute", "mcu")
     assert (changed["name"], changed["version_scheme"], changed["command_extras"]) == ("Kept", "semver", ["sha256"])
     assert (changed["auto_register"], changed["version_attributes"]) == (True, ["version", "mcu"])
-    changed = operator.ask("types", "put", "kept", "--extra", "none", "--no-auto-register")
+    changed = operator.ask("types", "put", "kept", "--extra", "", "--no-auto-register")
     assert (changed["command_extras"], changed["auto_register"]) == ([], False)
     assert operator.ask("types", "put", "kept")["revision"] == changed["revision"]
 
-    operator.run("devices", "put", "k1", "--type", "kept", "--version", "version=1.0.0", "--version", "mcu=7.0.0")
+    put = ("devices", "put", "k1", "--type", "kept", "--version", "version=1.0.0", "--version", "mcu=7.0.0")
+    assert operator.run(*put).stdout == "The device 'k1' is created.\n"
+    assert operator.run(*put).stdout == "The device 'k1' is as it was.\n"
+    assert operator.run(*put, "--tag", "a").stdout == "The device 'k1' is changed.\n"
+    assert operator.run("types", "put", "kept").stdout == "The device type 'kept' is as it was.\n"
+    assert operator.run("types", "put", "kept", "--name", "Kept").stdout == "The device type 'kept' is as it was.\n"
+    assert operator.run("types", "put", "kept", "--name", "New").stdout == "The device type 'kept' is changed.\n"
     assert operator.ask("devices", "put", "k1", "--type", "kept", "--version", "mcu=")["versions"] == {
         "version": "1.0.0"
     }
@@ -139,11 +146,50 @@ def test_a_bad_line_of_an_import_is_told_and_does_not_stop_the_others(operator: 
     operator.run("types", "put", "imported")
     lines = '{"identifier": "i1", "type": "imported"}\nnonsense\n{"identifier": "i2", "type": "nope"}\n'
     done = operator.run("devices", "import", operator.file("bad.ndjson", lines), status=1)
-    assert done.stdout == "1 created, 0 replaced, 2 refused.\n"
-    assert done.stderr.splitlines() == ["line 2: The line is not JSON.", "line 3: There is no device type 'nope'."]
+    assert done.stdout == "1 created, 0 replaced, 2 failed.\n"
+    assert done.stderr.splitlines() == [
+        "line 2: The line is not JSON.",
+        "line 3: There is no device type 'nope'. Create it first.",
+    ]
     dry = operator.ask("devices", "import", "-", "--dry-run", stdin='{"identifier": "i3", "type": "imported"}')
     assert (dry["created"], dry["dry_run"]) == (1, True)
     assert "There is no device 'i3'." in operator.refused("devices", "show", "i3")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "identifier,type\nd,imported\n", "looks like CSV: its first line names columns. Give --format csv."),
+        ("-", "identifier,type\nd,imported\n", "Standard input looks like CSV"),
+        ("a.csv", "id,type\nd,imported\n", "'id' is no column."),
+        ("a.csv", "Identifier,type\nd,imported\n", "'Identifier' is no column. Did you mean `identifier`?"),
+        ("a.csv", "identifier,type,version\n", "'version' is no column. Did you mean `versions.version`?"),
+        ("a.csv", "identifier;type\n", "Separate them by commas."),
+        ("a.csv", "identifier,type,type\n", "names the column 'type' twice."),
+        ("a.csv", '"identifier,type\n', "a quoted value is not closed, and none spans lines"),
+        ("a.csv", "identifier,type\n".encode("utf-16"), "is in UTF-16. Save it as UTF-8 (in Excel: CSV UTF-8)."),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", "Unpack it first."),
+    ],
+)
+def test_a_file_that_can_not_be_imported_says_what_to_do(
+    operator: Operator, name: str, content: bytes | str, said: str
+) -> None:
+    operator.run("types", "put", "imported")
+    if name == "-":
+        assert said in operator.refused("devices", "import", name, stdin=str(content))
+    else:
+        assert said in operator.refused("devices", "import", operator.file(name, content))
+
+
+def test_a_bad_line_of_csv_says_what_to_do(operator: Operator) -> None:
+    operator.run("types", "put", "imported")
+    lines = b'identifier,type\nd\n"d,imported\n' + "设,imported\n".encode("gbk")
+    done = operator.run("devices", "import", operator.file("a.csv", lines), status=1)
+    assert done.stderr.splitlines() == [
+        "line 2: The line has 1 value, and the header names 2.",
+        "line 3: The line is not CSV: a quoted value is not closed, and none spans lines.",
+        "line 4: The line is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8).",
+    ]
 
 
 def test_tags_are_given_shown_and_taken_away(operator: Operator) -> None:
@@ -175,8 +221,11 @@ def test_versions_are_counted_in_a_table_with_bars(operator: Operator) -> None:
         ["(not", "reported)", "1", "2.4%", "█"],
     ]
     assert done.stderr == "41 devices of the type 'counted'.\n"
+    more = "".join(f"counted more {n},counted,2.0\n" for n in range(2_000))
+    operator.run("devices", "import", "-", "--format", "csv", stdin=f"identifier,type,versions.version\n{more}")
+    assert operator.run("types", "versions", "counted", "--limit", "2").stdout.splitlines()[2].split()[2] == "<0.1%"
     document = operator.ask("types", "versions", "counted", "--attribute", "version")
-    assert (document["devices"], len(document["versions"])) == (41, 11)
+    assert (document["devices"], len(document["versions"])) == (2_041, 11)
     assert "not a version attribute" in operator.refused("types", "versions", "counted", "--attribute", "gps")
 
 
@@ -230,7 +279,7 @@ def test_a_list_that_is_longer_than_an_upload_takes_follows_it(operator: Operato
     said = operator.refused(*upload, "2.0", "--devices-file", bad)
     left = ULID.search(said)
     assert left is not None
-    assert f"ota-hook firmware devices {left[0]} --set" in said
+    assert f"ota-hook firmware devices {left[0]} --add" in said
     assert operator.ask("firmware", "devices", left[0]) == []
 
 
@@ -239,7 +288,7 @@ def test_the_devices_of_a_firmware_are_set_and_added_to(operator: Operator) -> N
     upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "chosen", "--version", "1.0")
     firmware = operator.ask(*upload)["id"]
     assert operator.ask("firmware", "devices", firmware) is None
-    done = operator.run("firmware", "devices", firmware, "--set", "-", stdin='c1\n"c2"\n{"identifier": "c3"}\n')
+    done = operator.run("firmware", "devices", firmware, "--set", "-", stdin="c1\nc2\nc3\n")
     assert done.stdout == f"The firmware {firmware} is for 3 devices, 3 of those sent not registered.\n"
     assert operator.ask("firmware", "devices", firmware, "--add", operator.file("more.txt", "c3\nc4"))["count"] == 4
     assert sorted(operator.ask("firmware", "devices", firmware)) == ["c1", "c2", "c3", "c4"]
@@ -247,6 +296,132 @@ def test_the_devices_of_a_firmware_are_set_and_added_to(operator: Operator) -> N
     done = operator.run("firmware", "devices", firmware)
     assert done.stdout == ""
     assert "for nobody" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "identifier,type,tags\nm1,tracker,\nm2,tracker,a b\n"),
+        ("l.CSV", '\ufefftype,identifier\r\ntracker,"m1"\r\ntracker,m2\r\n'),
+        ("l.ndjson", '{"identifier": "m1", "type": "tracker", "tags": []}\n"m2"\n'),
+        ("l.jsonl", '"m1"\n"m2"'),
+        ("l.txt", "# the trial\n\nm1\n  m2\r\n"),
+        ("l", "m1\nm2"),
+    ],
+)
+def test_a_list_of_devices_is_read_as_its_name_says(operator: Operator, name: str, content: str) -> None:
+    operator.run("types", "put", "lists")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "lists", "--version", "1.0")
+    firmware = operator.ask(*upload, "--devices-file", operator.file(name, content), "--device", "m0")
+    assert firmware["devices"] == ["m0", "m1", "m2"]
+    assert operator.ask("firmware", "devices", firmware["id"], "--set", name)["count"] == 2
+    assert sorted(operator.ask("firmware", "devices", firmware["id"])) == ["m1", "m2"]
+    kind = {"csv": "csv", "txt": "text", "l": "text"}.get(name.lower().rpartition(".")[2], "ndjson")
+    set_from_input = ("firmware", "devices", firmware["id"], "--add", "-", "--format", kind)
+    assert operator.ask(*set_from_input, stdin=content)["count"] == 2
+
+
+def test_a_list_that_is_not_what_its_name_says_is_refused_with_what_to_do(operator: Operator) -> None:
+    operator.run("types", "put", "misnamed")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "misnamed", "--version", "1.0")
+    firmware = operator.ask(*upload, "--device", "kept")["id"]
+    for name, content, said in (
+        ("a.txt", "identifier,type\nm1,tracker\n", "--format csv"),
+        ("b.txt", "m1,tracker\n", "--format csv"),
+        ("c.txt", '{"identifier": "m1"}\n', "--format ndjson"),
+        ("d.txt", 'm1\n"m2"\n', "Line 2 of the list looks like JSON. Give --format ndjson."),
+        ("e.txt", "m1\n设备\n".encode("gbk"), "Line 2 of the list is not UTF-8. Save the file as UTF-8."),
+        ("f.csv", "identifier\nm1\n".encode("utf-16"), "in UTF-16. Save it as UTF-8 (in Excel: CSV UTF-8)."),
+        ("g.csv", "identifier\n设备\n".encode("gbk"), "Line 2: The line is not UTF-8. Save the file as UTF-8"),
+        ("h.csv.gz", b"\x1f\x8b\x08\x00", "compressed (gzip). Unpack it first."),
+        ("i.csv", b"PK\x03\x04", "a spreadsheet. Unpack it first, or save the table as CSV UTF-8."),
+        ("j.ndjson", "identifier\nm1\n", "--format csv"),
+        ("k.ndjson", '"m1"\nfoo\n', "Line 2: The line is not JSON."),
+        ("l.ndjson", '"m1"\n[]\n', "Line 2: The line must be"),
+        ("m.csv", '{"identifier": "m1"}\n', "--format ndjson"),
+        ("n.csv", "Identifier\nm1\n", "Did you mean `identifier`?"),
+        ("o.txt", "m1\nm1/2\n", "Line 2 of the list: 'm1/2' names a gateway's child"),
+    ):
+        refused = operator.refused("firmware", "devices", firmware, "--set", operator.file(name, content))
+        assert said in refused, name
+    assert operator.ask("firmware", "devices", firmware) == ["kept"]
+    assert "--set or --add" in operator.refused("firmware", "devices", firmware, "--format", "csv")
+    assert "--devices-file" in operator.refused(*upload, "--format", "csv")
+
+
+def test_an_upload_that_its_devices_can_not_get_says_so(operator: Operator) -> None:
+    operator.run("types", "put", "noted")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "noted", "--version", "1.0")
+    assert "`ota-hook rules add`" in operator.run(*upload, "--module", "gps").stderr
+    assert operator.run(*upload, "--device", "nobody99").stderr == "Not registered: 1 of the 1 listed.\n"
+    listed = operator.file("l.csv", "identifier\nnobody98\n")
+    assert operator.run(*upload, "--devices-file", listed).stderr == "Not registered: 1 of those in the list.\n"
+
+
+@pytest.mark.parametrize("command", ["devices list", "devices export", "firmware list", "rules list", "types versions"])
+def test_a_type_that_there_is_none_of_is_not_found(operator: Operator, command: str) -> None:
+    option = [] if command == "types versions" else ["--type"]
+    assert operator.refused(*command.split(), *option, "nix") == "There is no device type 'nix'."
+
+
+def test_a_version_that_its_scheme_can_not_compare_is_told(operator: Operator) -> None:
+    operator.run("types", "put", "threes", "--scheme", "semver")
+    put = ("devices", "put", "s1", "--type", "threes", "--version")
+    assert operator.run(*put, "version=1.0.0").stderr == ""
+    assert "'1.0' is not a version in the scheme semver" in operator.run(*put, "version=1.0").stderr
+    operator.run("firmware", "upload", operator.file("a.bin", b"x"), "--type", "threes", "--version", "2.0.0")
+    assert "The device's version 1.0 is not a version in the scheme semver" in operator.run("check", "s1").stdout
+
+
+def test_what_is_refused_is_quoted_without_the_names_of_fields(operator: Operator) -> None:
+    operator.run("types", "put", "quoted")
+    put = ("devices", "put", "q1", "--type", "quoted")
+    assert operator.refused(*put, "--tag", "ok", "--tag", "a b").startswith("'a b' is no tag: 1 to 64 bytes")
+    assert operator.refused(*put, "--tag", "x", "--tag", "x") == "'x' is there twice."
+    assert operator.refused(*put, "--version", "version=１.０").startswith("'１.０' is not a version: it needs one of")
+    for key in ("bad key", "中文"):
+        assert operator.refused("types", "put", key).startswith(f"'{key}' must be 1 to 64 letters")
+
+
+@pytest.mark.parametrize("key", ["", "DU_7/x"])
+@pytest.mark.parametrize("command", ["put", "show", "versions", "delete"])
+def test_a_key_that_no_type_can_have_is_refused_before_it_is_asked_for(
+    operator: Operator, command: str, key: str
+) -> None:
+    assert operator.refused("types", command, key).startswith(f"'{key}' must be 1 to 64 letters, digits")
+
+
+def test_two_versions_are_compared_without_a_service(operator: Operator) -> None:
+    compare = ("versions", "compare")
+    alone = {"OTA_HOOK_ADMIN_LISTEN": "127.0.0.1:1", "OTA_HOOK_DATA_DIR": "nowhere"}
+    for first, word, second in (
+        ("1.0.0-rc1", "older than", "1.0"),
+        ("v1", "equal to", "1.0.0"),
+        ("10", "newer than", "9"),
+    ):
+        said = operator.run(*compare, first, second, environ=alone).stdout
+        assert said == f"{first} is {word} {second} in the scheme auto.\n"
+    semver = operator.ask(*compare, "1.0.0+4", "1.0.0+5", "--scheme", "semver")
+    assert semver == {"scheme": "semver", "a": "1.0.0+4", "b": "1.0.0+5", "order": 0}
+    assert "which takes three numbers" in operator.refused(*compare, "1.0", "1.0.0", "--scheme", "semver")
+
+
+def test_a_new_type_reads_the_attributes_that_are_named(operator: Operator) -> None:
+    created = operator.ask("types", "put", "wheel", "--version-attribute", "fw_version")
+    assert created["version_attributes"] == ["fw_version"]
+    (rule,) = operator.ask("rules", "list", "--type", "wheel")
+    assert (rule["event"], rule["version_attribute"]) == ("otaCheck", "fw_version")
+
+
+def test_an_upload_whose_list_is_not_taken_is_for_those_named_beside_it(operator: Operator) -> None:
+    operator.run("types", "put", "listless")
+    operator.run("devices", "put", "d1", "--type", "listless")
+    upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "listless", "--version", "1.0")
+    bad = operator.file("bad.csv", "identifier\na/b\n")
+    said = operator.refused(*upload, "--devices-file", bad, "--device", "d1")
+    assert "is uploaded, for 1 device, but its list of devices was not taken: Line 2: 'a/b'" in said
+    assert "--format ndjson" in operator.refused(*upload, "--devices-file", operator.file("bad.txt", '"a"\n'))
+    assert [entry["devices"] for entry in operator.ask("firmware", "list", "--type", "listless")] == [["d1"]]
 
 
 def test_an_upload_whose_connection_is_cut_is_there_once(outside: Operator) -> None:
@@ -381,17 +556,18 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     package = operator.file("a.bin", b"firmware")
     upload = ("firmware", "upload", package, "--type", "strict", "--version")
     assert "OTA_HOOK_PUBLIC_URL_HTTPS" in operator.refused(*upload, "1.0.0", "--https")
-    assert "'semver'" in operator.refused(*upload, "1.0")
+    assert "'semver' of 'strict', which takes three numbers" in operator.refused(*upload, "1.0")
     assert "must say from which versions" in operator.refused(*upload, "1.0.0", "--allow-downgrade")
     assert "end in one of" in operator.refused("firmware", "upload", operator.file("a.txt", b"x"), *upload[3:], "1.0.0")
     assert "empty" in operator.refused("firmware", "upload", operator.file("b.bin", b""), *upload[3:], "1.0.0")
     assert "no file" in operator.refused("firmware", "upload", "c.bin", *upload[3:], "1.0.0")
+    assert "'.' is a folder. Name the package in it." in operator.refused(
+        "firmware", "upload", ".", *upload[3:], "1.0.0"
+    )
     firmware = operator.ask(*upload, "1.0.0", "--disabled", "--source-version", "0.9.0")
     assert (firmware["enabled"], firmware["source_versions"]) == (False, ["0.9.0"])
     assert firmware["id"] in operator.refused("types", "delete", "strict")
-    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith(
-        "identifier: 'a/b' names a gateway's child"
-    )
+    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith("'a/b' names a gateway's child")
     assert "'坏'" in operator.refused("types", "put", "坏")
     assert "'坏'" in operator.refused("types", "show", "坏")
 
@@ -436,7 +612,7 @@ def test_a_firmware_is_for_tags_and_a_percentage_until_it_is_released(operator: 
     assert "release" in operator.refused("firmware", "select", firmware, "--no-percentage")
     assert "Nothing is selected" in operator.refused("firmware", "select", firmware)
     assert "contradict" in operator.refused("firmware", "select", firmware, "--tag", "a", "--no-tags")
-    assert "100" in operator.refused("firmware", "select", firmware, "--percentage", "101")
+    assert operator.refused("firmware", "select", firmware, "--percentage", "101").endswith("must be at most 100.")
     released = operator.ask("firmware", "release", firmware, "--yes")
     assert (released["devices"], released["tags"], released["percentage"]) == (None, None, None)
 
@@ -542,6 +718,10 @@ def test_every_command_teaches_by_an_example() -> None:
         for command in instance.registered_commands:
             assert command.callback is not None
             assert re.search(rf"Example: (.*\| )?ota-hook {noun} {command.name}\b", command.callback.__doc__ or "")
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert re.search(rf"Example: ota-hook {name}\b", command.callback.__doc__ or ""), name
 
 
 def test_the_version_is_an_option_too(operator: Operator) -> None:

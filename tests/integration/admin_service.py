@@ -28,6 +28,7 @@ from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.format import open_layout
 from ota_hook.state.idempotency import RedisIdempotency
+from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.runs import RedisRuns
 from ota_hook.state.stops import RedisFirmwareStops
@@ -51,6 +52,8 @@ class Admin:
     packages: Path
     redis: Redis
     hook: HotState
+    keys: Keys
+    redis_url: str
     not_ready: list[str] = field(default_factory=list)
 
     @property
@@ -135,11 +138,13 @@ def _answers(path: Path) -> bool:
 
 
 @asynccontextmanager
-async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncIterator[Admin]:
-    """An admin role over a deployment of its own in that Redis; `changes` go into its context."""
+async def admin_role(
+    redis_url: str, folder: Path, *, prefix: str | None = None, **changes: Any
+) -> AsyncIterator[Admin]:
+    """An admin role in that Redis, over its own deployment or that of `prefix`; `changes` go into its context."""
     redis = connect_redis(redis_url)
     assert isinstance(redis, Redis)
-    keys = await open_layout(redis, prefix=f"t{ULID()}")
+    keys = await open_layout(redis, prefix=prefix or f"t{ULID()}")
     writer = DurableWriter(redis)
     catalogue = RedisCatalogue(redis, keys, writer=writer)
     await catalogue.start()
@@ -176,7 +181,7 @@ async def admin_role(redis_url: str, folder: Path, **changes: Any) -> AsyncItera
                 httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, **_CLIENT) as api,
                 httpx.AsyncClient(base_url=url, **_CLIENT) as client,
             ):
-                yield Admin(url, api, client, context, folder / "packages", redis, hook, not_ready)
+                yield Admin(url, api, client, context, folder / "packages", redis, hook, keys, redis_url, not_ready)
     await catalogue.close()
     packages.close()
     await redis.aclose()

@@ -118,9 +118,10 @@ async def next_id(ids: HotCommandIds, pipe: RedisPipe) -> int:
 async def imported(devices: DeviceStore, batch: Iterable[tuple[Any, ...]]) -> tuple[int, int]:
     """One import of (identifier, type, versions, tags), confirmed; (created, replaced)."""
     run = await devices.begin_import()
-    counted = await run.write([DeviceEntry(*entry) for entry in batch])
+    done = await run.write([DeviceEntry(*entry) for entry in batch])
     await run.confirm()
-    return counted
+    assert done.unreadable == ()
+    return done.created, done.replaced
 
 
 def _checked(answer: DeviceState | DependencyError | None) -> DeviceState | None:

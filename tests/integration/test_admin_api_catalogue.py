@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from ota_hook.model import DocumentKind
+from ota_hook.model import CatalogueChange, DocumentKind
+from ota_hook.snapshot import Snapshot
 from tests.integration.admin_service import Admin, checked, problem
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -16,7 +18,6 @@ async def test_a_device_type_has_its_documented_defaults(admin: Admin) -> None:
     created = await admin.api.post("/device-types", json={"key": "DU"})
     document = checked(created, 201)
     assert created.headers["location"] == "/api/v1/device-types/DU"
-    assert created.headers["etag"] == '"1"'
     assert document.pop("created_at").endswith("Z")
     assert document == {
         "key": "DU",
@@ -31,7 +32,7 @@ async def test_a_device_type_has_its_documented_defaults(admin: Admin) -> None:
     }
     read = await admin.api.get("/device-types/DU")
     assert checked(read, 200) == created.json()
-    assert read.headers["etag"] == '"1"'
+    assert read.headers["etag"] == created.headers["etag"]
 
 
 async def test_a_new_device_type_has_its_default_rule(admin: Admin) -> None:
@@ -193,24 +194,38 @@ async def test_a_bad_patch_is_refused_and_changes_nothing(admin: Admin, patch: d
 @pytest.mark.parametrize(
     ("if_match", "stale"),
     [
-        ('"1"', False),
+        ("{etag}", False),
         ("*", False),
-        ('"7", "1"', False),
-        ('"2"', True),
-        ('W/"1"', True),
+        ('"7", {etag}', False),
+        ('"1"', True),
+        ("W/{etag}", True),
         ('""', True),
         ('"7" , "8"', True),
     ],
 )
 async def test_if_match_is_held_to(admin: Admin, method: str, if_match: str, stale: bool) -> None:
     await admin.create_type()
+    etag = (await admin.api.get("/device-types/DU")).headers["etag"]
     body = None if method == "DELETE" else {"name": "new"}
-    answer = await admin.api.request(method, "/device-types/DU", json=body, headers={"If-Match": if_match})
+    headers = {"If-Match": if_match.format(etag=etag)}
+    answer = await admin.api.request(method, "/device-types/DU", json=body, headers=headers)
     if stale:
         problem(answer, 412)
         assert checked(await admin.api.get("/device-types/DU"), 200)["revision"] == 1
     else:
         assert answer.status_code == (204 if method == "DELETE" else 200)
+
+
+@pytest.mark.parametrize("kind", ["device-types", "rules"])
+async def test_what_was_deleted_and_made_anew_is_not_what_if_match_means(admin: Admin, kind: str) -> None:
+    await admin.create_type("other")
+    path = {"device-types": "/device-types/DU", "rules": f"/rules/{ULID}"}[kind]
+    body = {} if kind == "device-types" else {"device_type": "other", "event": "mine"}
+    stale = (await admin.api.put(path, json=body)).headers["etag"]
+    assert (await admin.api.delete(path, headers={"If-Match": stale})).status_code == 204
+    checked(await admin.api.put(path, json=body), 201)
+    problem(await admin.api.patch(path, json={"name": "new"}, headers={"If-Match": stale}), 412)
+    problem(await admin.api.delete(path, headers={"If-Match": stale}), 412)
 
 
 async def test_conditions_of_a_put_that_would_create(admin: Admin) -> None:
@@ -224,11 +239,13 @@ async def test_a_condition_that_can_not_be_read_is_refused(admin: Admin) -> None
     problem(await admin.api.delete("/device-types/DU", headers={"If-Match": "1"}), 422)
 
 
-@pytest.mark.parametrize("if_none_match", ['"1"', 'W/"1"', "*", '"0", "1"'])
+@pytest.mark.parametrize("if_none_match", ["{etag}", "W/{etag}", "*", '"0", {etag}'])
 async def test_a_reader_that_has_it_is_told_so(admin: Admin, if_none_match: str) -> None:
     await admin.create_type()
+    etag = (await admin.api.get("/device-types/DU")).headers["etag"]
+    if_none_match = if_none_match.format(etag=etag)
     answer = await admin.api.get("/device-types/DU", headers={"If-None-Match": if_none_match})
-    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", '"1"')
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
     await admin.api.patch("/device-types/DU", json={"name": "new"})
     expected = 304 if if_none_match == "*" else 200
     answer = await admin.api.get("/device-types/DU", headers={"If-None-Match": if_none_match})
@@ -261,6 +278,41 @@ async def test_a_device_type_in_use_is_not_deleted(admin: Admin) -> None:
     assert (await admin.api.delete("/device-types/DU")).status_code == 204
     problem(await admin.api.get("/device-types/DU"), 404)
     assert checked(await admin.api.get("/rules"), 200)["items"] == []
+
+
+async def test_a_device_type_is_there_again_where_devices_came_while_it_was_deleted(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.create_type("DU", version_scheme="semver")
+    change = admin.context.catalogue.change
+
+    async def change_late(decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot:
+        monkeypatch.setattr(admin.context.catalogue, "change", change)
+        await admin.context.devices.put_device("late", "DU", {"version": "1.0.0"})
+        return await change(decide)
+
+    before = [checked(await admin.api.get(path), 200) for path in ("/device-types/DU", "/rules")]
+    monkeypatch.setattr(admin.context.catalogue, "change", change_late)
+    said = problem(await admin.api.delete("/device-types/DU"), 409)
+    assert "late" in said["detail"]
+    after = [checked(await admin.api.get(path), 200) for path in ("/device-types/DU", "/rules")]
+    assert after[0] == before[0] | {"revision": 2}
+    assert [rule["id"] for rule in after[1]["items"]] == [rule["id"] for rule in before[1]["items"]]
+
+
+async def test_an_import_stops_where_its_device_type_was_deleted_meanwhile(admin: Admin) -> None:
+    """Else its devices would get the firmware of a type that is made anew under the same key."""
+    await admin.create_type()
+    line = b'{"identifier":"%b","type":"DU","versions":{"version":"1.0"}}\n'
+
+    async def body() -> AsyncIterator[bytes]:
+        yield line % b"o1"
+        assert (await admin.api.delete("/device-types/DU")).status_code == 204
+        yield line % b"o2"
+
+    imported = await admin.api.post("/devices-import", content=body(), headers={"Content-Type": "application/x-ndjson"})
+    assert "DU" in problem(imported, 409)["detail"]
+    problem(await admin.api.get("/devices/o1"), 404)
 
 
 async def test_an_attribute_that_a_rule_uses_stays(admin: Admin) -> None:
@@ -314,7 +366,7 @@ async def test_a_rule_that_names_a_new_attribute_widens_its_type_and_says_so(adm
     await admin.create_type()
     body = {"device_type": "DU", "event": "mcuCheck", "version_attribute": "mcu_version", "module": "mcu"}
     document = checked(await admin.api.post("/rules", json=body), 201)
-    assert "report once more" in document["notice"]
+    assert "'mcu_version' is new to the device type: devices must report once more" in document["notice"]
     device_type = checked(await admin.api.get("/device-types/DU"), 200)
     assert device_type["version_attributes"] == ["version", "mcu_version"]
     assert device_type["revision"] == 2

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgpack
 import pytest
 
 from admin_api.bodies import LINE_MAX_BYTES
@@ -16,6 +17,18 @@ from ota_hook.ports import Report
 from tests.integration.admin_service import Admin, checked, problem
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
+
+
+def offer_of(firmware_id: str) -> OpenOffer:
+    return OpenOffer(
+        module="main",
+        firmware_id=firmware_id,
+        version_attribute="version",
+        version="2.0",
+        from_version="1.0",
+        command_ids=(98_310,),
+        offered_at_ms=1_700_000_000_000,
+    )
 
 
 async def report(admin: Admin, identifier: str, version: str, at_ms: int) -> None:
@@ -333,7 +346,7 @@ async def test_csv_says_the_same_as_lines_of_json(admin: Admin) -> None:
         "1.0,short,DU",
         "1.0,long,DU,,",
         "no version,bad,DU,",
-        '1.0,"open,DU,',
+        '1.0,"a"b,DU,',
         "1.0,a/b,DU,",
         "1.0,x,none,",
         ",old,DU,",
@@ -428,6 +441,49 @@ async def test_what_was_exported_as_csv_imports_again(admin: Admin) -> None:
     )
 
 
+async def test_a_device_can_not_write_another_device_through_export_and_import(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("evil")
+    victim = await admin.create_device("victim", versions={"version": "1.0"})
+    await admin.create_firmware("2.0", tags=["trial"])
+    await report(admin, "evil", "1.0\nvictim,DU,trial,1.0\nx", at_ms=1)  # what an older release took
+    for accept, media_type in (("text/csv", CSV), ("application/x-ndjson", NDJSON)):
+        exported = (await admin.api.get("/devices-export", headers={"Accept": accept})).content
+        answer = checked(await admin.api.post("/devices-import", content=exported, headers=media_type), 200)
+        assert (answer["replaced"], answer["failed"]) == (2, 0)
+        assert checked(await admin.api.get("/devices/victim"), 200) == victim
+    assert checked(await admin.api.get("/devices/evil"), 200)["versions"] == {}
+
+
+@pytest.mark.parametrize("row", ['evil,DU,"1.0\nvictim,DU,9.0\nx"', 'evil,DU,"1.0\n"victim","DU","9.0"\nx"', '"'])
+async def test_a_quoted_cell_over_several_lines_ends_an_import(admin: Admin, row: str) -> None:
+    await admin.create_type()
+    victim = await admin.create_device("victim", versions={"version": "1.0"})
+    body = f"identifier,type,versions.version\nfirst,DU,1.0\n{row}\nlast,DU,1.0\n"
+    for query in ("", "?dry_run=true"):
+        refused = problem(await admin.api.post(f"/devices-import{query}", content=body, headers=CSV), 422)
+        assert refused["detail"].startswith("Line 3: A quoted value does not end on its line.")
+    assert checked(await admin.api.get("/devices/victim"), 200) == victim
+    problem(await admin.api.get("/devices/last"), 404)
+
+
+async def test_a_byte_order_mark_is_one_before_the_first_line_alone(admin: Admin) -> None:
+    await admin.create_type()
+    for body, media_type in (
+        ("\ufeffidentifier,type\n\ufeffa,DU\nb,DU", CSV),
+        ('\ufeff{"identifier": "\ufeffc", "type": "DU"}', NDJSON),
+    ):
+        checked(await admin.api.post("/devices-import", content=body.encode(), headers=media_type), 200)
+    listed = checked(await admin.api.get("/devices"), 200)["items"]
+    assert {device["identifier"] for device in listed} == {"\ufeffa", "b", "\ufeffc"}
+    path = f"/firmware/{(await admin.create_firmware())['id']}/devices"
+    checked(await admin.api.put(path, content="\ufeffidentifier\n\ufeffa".encode(), headers=CSV), 200)
+    own = (await admin.api.get(path, headers={"Accept": "text/csv"})).content
+    assert own.decode() == "identifier\r\n\ufeffa\r\n"
+    checked(await admin.api.put(path, content=own, headers=CSV), 200)
+    assert (await admin.api.get(path, headers={"Accept": "text/csv"})).content == own
+
+
 async def test_an_import_takes_the_good_lines_and_names_the_bad_ones(admin: Admin) -> None:
     await admin.create_type()
     await admin.create_device("old", versions={"version": "0.9"})
@@ -456,12 +512,188 @@ async def test_an_import_takes_the_good_lines_and_names_the_bad_ones(admin: Admi
     problem(await admin.api.get("/devices/x"), 404)
 
 
-async def test_of_a_device_that_is_there_twice_the_last_line_counts(admin: Admin) -> None:
+@pytest.mark.parametrize("between", [0, 1_200])
+async def test_a_second_line_about_a_device_is_refused_however_far_apart_they_are(admin: Admin, between: int) -> None:
     await admin.create_type()
-    lines = [json.dumps({"identifier": "d", "type": "DU", "versions": {"version": f"1.{n}"}}) for n in range(5)]
+    await admin.create_type("B")
+    lines = [
+        {"identifier": "d", "type": "DU", "versions": {"version": "1.0"}},
+        *({"identifier": f"d{n}", "type": "DU"} for n in range(between)),
+        {"identifier": "d", "type": "B", "tags": ["x"]},
+    ]
+    body = "\n".join(map(json.dumps, lines))
+    first = checked(await admin.api.post("/devices-import?dry_run=true", content=body, headers=NDJSON), 200)
+    for created, query in ((between + 1, "?dry_run=true"), (between + 1, ""), (0, "")):
+        answer = checked(await admin.api.post(f"/devices-import{query}", content=body, headers=NDJSON), 200)
+        assert (answer["created"], answer["replaced"], answer["failed"]) == (created, between + 1 - created, 1)
+        assert answer["errors"] == first["errors"]
+        await admin.hook.record("d", offer_of("F"))  # to nobody before the device is there
+    assert answer["errors"][0]["line"] == between + 2
+    assert "earlier line" in answer["errors"][0]["detail"]
+    device = checked(await admin.api.get("/devices/d"), 200)
+    assert (device["type"], device["versions"], device["tags"]) == ("DU", {"version": "1.0"}, [])
+    (offer,) = checked(await admin.api.get("/offers?device=d"), 200)["items"]
+    assert (offer["firmware_id"], offer["outcome"]) == ("F", "offered")
+
+
+def packed(*values: Any) -> bytes:
+    return bytes(msgpack.packb(values))
+
+
+UNREADABLE = {
+    "no MessagePack": b"\xc1\xc1",
+    "a number": bytes(msgpack.packb(5)),
+    "a map": bytes(msgpack.packb({"a": 1})),
+    "no type": packed(5, "version", 0, "1.0"),
+    "a number for a version": packed("DU", "version", 0, 1),
+    "nil for a version": packed("DU", "version", 0, None),
+    "bytes for a version": packed("DU", "version", 0, b"1\xff"),
+    "cut off": packed("DU", "version", 0, "1.0")[:-2],
+    "too short": packed("DU", "version", 0),
+    "more behind it": packed("DU") + b"\x01",
+}
+
+
+async def break_record(admin: Admin, record: bytes, identifier: str | bytes = "bad") -> None:
+    keys = admin.context.catalogue._keys  # type: ignore[attr-defined]
+    name = identifier.encode() if isinstance(identifier, str) else identifier
+    await admin.redis.hset(keys.devices(keys.bucket_of_name(name)), name, record)
+
+
+@pytest.mark.parametrize("record", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_record_that_can_not_be_read_keeps_nobody_from_the_other_devices(admin: Admin, record: bytes) -> None:
+    await admin.create_type()
+    await admin.create_type("B")
+    for name in ("bad", "good"):
+        await admin.create_device(name, versions={"version": "1.0"})
+    await break_record(admin, record)
+    for query in ("", "?type=DU", "?limit=1"):
+        listed = checked(await admin.api.get(f"/devices{query}"), 200)["items"]
+        assert [device["identifier"] for device in listed] == ["good"]
+    counted = checked(await admin.api.get("/device-types/DU/versions"), 200)
+    assert {"version": "1.0", "devices": 1} in counted["versions"]
+    for accept, media_type in (("text/csv", CSV), ("application/x-ndjson", NDJSON)):
+        exported = await admin.api.get("/devices-export", headers={"Accept": accept})
+        *_, last = exported.content.splitlines()
+        assert b"unreadable" in last
+        assert b"bad" in last
+        again = checked(await admin.api.post("/devices-import", content=exported.content, headers=media_type), 200)
+        assert (again["created"], again["replaced"], again["failed"]) == (0, 1, 1)
+    checked(await admin.api.get("/check?device=good"), 200)
+    assert (await admin.api.delete("/device-types/B")).status_code == 204
+
+
+@pytest.mark.parametrize("record", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_record_that_can_not_be_read_is_named_and_mended_through_the_api(admin: Admin, record: bytes) -> None:
+    await admin.create_type()
+    put = {"type": "DU", "versions": {"version": "2.0"}, "tags": ["new"]}
+    line = {"identifier": "bad", "type": "DU"}
+    others = [{"identifier": f"d{n}", "type": "DU"} for n in range(60)]
+    await break_record(admin, record)
+    for path in ("/devices/bad", "/check?device=bad", "/offers?device=bad"):
+        assert "'bad'" in problem(await admin.api.get(path), 409)["detail"]
+    problem(await admin.api.patch("/devices/bad", json={"tags": []}), 409)
+    problem(await admin.api.put("/devices/bad", json={"type": "DU"}), 409)
+    problem(await admin.api.post("/devices", json=line), 409)
+    assert checked(await admin.api.put("/devices/bad", json=put), 200)["versions"] == {"version": "2.0"}
+
+    await break_record(admin, record)
+    assert (await admin.api.delete("/devices/bad")).status_code == 204
+    problem(await admin.api.delete("/devices/bad"), 404)
+
+    await break_record(admin, record)
+    body = "\n".join(map(json.dumps, [*others, line | put]))
+    mended = checked(await admin.api.post("/devices-import", content=body, headers=NDJSON), 200)
+    assert (mended["created"], mended["replaced"], mended["failed"]) == (60, 1, 0)
+    assert checked(await admin.api.get("/devices/bad"), 200)["tags"] == ["new"]
+
+
+async def test_an_import_that_would_keep_something_of_a_record_that_can_not_be_read_fails_at_its_line(
+    admin: Admin,
+) -> None:
+    await admin.create_type()
+    await break_record(admin, b"\xc1")
+    lines = ["", '{"identifier": "a", "type": "DU"}', '{"identifier": "bad", "type": "DU"}', "x"]
     answer = checked(await admin.api.post("/devices-import", content="\n".join(lines), headers=NDJSON), 200)
-    assert (answer["created"], answer["replaced"]) == (1, 4)
-    assert checked(await admin.api.get("/devices/d"), 200)["versions"] == {"version": "1.4"}
+    assert (answer["created"], answer["replaced"], answer["failed"]) == (1, 0, 2)
+    assert [error["line"] for error in answer["errors"]] == [3, 4]
+    assert "can't be read" in answer["errors"][0]["detail"]
+
+
+async def test_a_type_stays_while_a_record_of_it_can_not_be_read(admin: Admin) -> None:
+    await admin.create_type()
+    await break_record(admin, UNREADABLE["a number for a version"])
+    assert "bad" in problem(await admin.api.delete("/device-types/DU"), 409)["detail"]
+    assert (await admin.api.delete("/devices/bad")).status_code == 204
+    assert (await admin.api.delete("/device-types/DU")).status_code == 204
+
+
+async def test_a_name_that_is_no_text_and_a_key_that_is_no_hash_are_left_out(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("good", versions={"version": "1.0"})
+    await break_record(admin, packed("DU"), b"\xff")
+    keys = admin.context.catalogue._keys  # type: ignore[attr-defined]
+    await admin.redis.set(keys.devices(keys.bucket_of("elsewhere")), "x")
+    assert len(checked(await admin.api.get("/devices"), 200)["items"]) == 1
+    _, last = (await admin.api.get("/devices-export")).content.splitlines()
+    said = json.loads(last)
+    assert (said["unreadable"], set(said["identifiers"])) == (2, {"", "\\xff"})
+    assert checked(await admin.api.get("/device-types/DU/versions"), 200)["unreadable"] == 1
+    problem(await admin.api.delete("/device-types/DU"), 409)
+
+
+async def test_an_export_without_anything_unreadable_ends_with_a_device(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("good")
+    (line,) = (await admin.api.get("/devices-export")).content.splitlines()
+    assert json.loads(line)["identifier"] == "good"
+
+
+@pytest.mark.parametrize("stored", [b"\xc1", packed("x"), packed(5), bytes(msgpack.packb({"a": 1})), b"\xc0"])
+async def test_open_offers_that_can_not_be_read_are_none_and_are_written_over(admin: Admin, stored: bytes) -> None:
+    await admin.create_type()
+    await admin.create_type("B")
+    device = await admin.create_device("d", versions={"version": "1.0"})
+    firmware = await admin.create_firmware("2.0")
+    keys = admin.context.catalogue._keys  # type: ignore[attr-defined]
+    offers = keys.offers(keys.bucket_of("d"))
+
+    async def break_offers() -> None:
+        await admin.redis.hset(offers, "d", stored + firmware["id"].encode() if stored == b"\xc1" else stored)
+
+    await break_offers()
+    assert checked(await admin.api.get("/devices/d"), 200) == device
+    assert checked(await admin.api.get("/offers?device=d"), 200)["items"] == []
+    checked(await admin.api.get("/check?device=d"), 200)
+    await report(admin, "d", "1.1", at_ms=1)  # as any other: it is stored and settles nothing
+    await admin.hook.record("d", offer_of(firmware["id"]))
+    (offer,) = checked(await admin.api.get("/offers?device=d"), 200)["items"]
+    assert offer["firmware_id"] == firmware["id"]
+    await break_offers()
+    checked(await admin.api.put("/devices/d", json={"type": "B"}), 200)
+    for path in (f"/firmware/{firmware['id']}", "/devices/d"):
+        await break_offers()
+        assert (await admin.api.delete(path)).status_code == 204
+    assert admin.files() == set()
+
+
+async def test_what_can_not_be_read_of_a_history_or_of_counters_is_left_out(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("d", versions={"version": "1.0"})
+    firmware = await admin.create_firmware("2.0")
+    keys = admin.context.catalogue._keys  # type: ignore[attr-defined]
+    offer = offer_of(firmware["id"])
+    await admin.hook.record("d", offer)
+    await admin.hook.settle("d", offer, Outcome.FAILED, settled_at_ms=1)
+    history = keys.history(keys.bucket_of("d"), "d")
+    await admin.redis.lpush(history, b"\xc1", packed("x"), packed(1, 2, 3, 4, 5, 6, [], "failed", 0, ""))
+    (shown,) = checked(await admin.api.get("/offers?device=d"), 200)["items"]
+    assert shown["outcome"] == "failed"
+    for outcome, count in ((b"offered", "x"), (b"cancelled", "x"), (b"\xff", "1")):
+        await admin.redis.hset(keys.counters(firmware["id"]), outcome, count)
+    assert checked(await admin.api.get(f"/firmware/{firmware['id']}"), 200)["counters"] == {"failed": 1}
+    await admin.hook.record("d", offer)
+    assert (await admin.api.delete("/devices/d")).status_code == 204
 
 
 async def test_a_dry_run_imports_nothing(admin: Admin) -> None:

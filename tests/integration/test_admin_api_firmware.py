@@ -31,7 +31,7 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
     document = checked(created, 201)
     firmware_id = document["id"]
     assert created.headers["location"] == f"/api/v1/firmware/{firmware_id}"
-    assert created.headers["etag"] == '"1"'
+    assert created.headers["etag"].startswith('"1-')
     assert document.pop("created_at").endswith("Z")
     assert document == {
         "id": firmware_id,
@@ -55,6 +55,7 @@ async def test_a_firmware_has_its_documented_defaults(admin: Admin) -> None:
         "crc32": f"{zlib.crc32(content):08x}",
         "url": f"{admin.url}/firmware/{firmware_id}/%E5%9B%BA%E4%BB%B6%20v1.1.tar.gz",
         "revision": 1,
+        "notice": None,
     }
     assert (await admin.open.get(document["url"])).content == content
     read = checked(await admin.api.get(f"/firmware/{firmware_id}"), 200)
@@ -104,6 +105,29 @@ async def test_fields_may_come_in_any_order_around_the_file(admin: Admin, file_a
     }
 
 
+async def test_an_upload_that_no_rule_asks_for_says_so(admin: Admin) -> None:
+    document = await admin.create_firmware(module="gps")
+    assert "asks for the module 'gps', so no device gets it: add one" in document["notice"]
+    assert checked(await admin.api.get(f"/firmware/{document['id']}"), 200)["notice"] is None
+    body = {"device_type": "DU", "event": "gpsCheck", "module": "gps"}
+    rule = checked(await admin.api.post("/rules", json=body), 201)
+    assert (await admin.create_firmware("1.2", module="gps"))["notice"] is None
+    checked(await admin.api.patch(f"/rules/{rule['id']}", json={"enabled": False}), 200)
+    assert "No enabled rule" in (await admin.create_firmware("1.3", module="gps"))["notice"]
+
+
+async def test_an_upload_for_devices_that_can_not_get_it_says_so(admin: Admin) -> None:
+    await admin.create_type("lamp")
+    await admin.create_device("good")
+    for n in range(4):
+        await admin.create_device(f"lamp {n}", "lamp")
+    assert (await admin.create_firmware(devices=["good"]))["notice"] is None
+    document = await admin.create_firmware(devices=["good", "nobody99", "nobody98", "nobody99"])
+    assert document["notice"] == "Not registered: 2 of the 3 listed."
+    document = await admin.create_firmware(devices=["good", *(f"lamp {n}" for n in range(4))])
+    assert document["notice"] == ("Of another device type, and so never offered it: 'lamp 0', 'lamp 1', 'lamp 2', ….")
+
+
 async def test_one_empty_devices_field_is_nobody(admin: Admin) -> None:
     document = await admin.create_firmware(devices=[""])
     assert (document["devices"], document["devices_count"]) == ([], 0)
@@ -123,12 +147,17 @@ async def test_one_empty_devices_field_is_nobody(admin: Admin) -> None:
         ({"devices": ["", "a"]}, "devices.0"),
         ({"source_versions": ["1.0", "1.0"]}, "source_versions"),
         ({"source_versions": ["x"]}, "source_versions.0"),
+        ({"source_versions": [""]}, "source_versions.0"),
         ({"tags": ["a b"]}, "tags.0"),
         ({"tags": ["a", "a"]}, "tags"),
         ({"tags": ["", "a"]}, "tags.0"),
         ({"percentage": "a tenth"}, "percentage"),
         ({"percentage": "100.01"}, "percentage"),
         ({"percentage": "nan"}, "percentage"),
+        ({"percentage": "1_0"}, "percentage"),
+        ({"percentage": "١٠"}, "percentage"),
+        ({"percentage": "-1"}, "percentage"),
+        ({"percentage": ""}, "percentage"),
         ({"use_https": "maybe"}, "use_https"),
         ({"use_https": "true"}, "use_https"),
         ({"enabled": ""}, "enabled"),
@@ -343,7 +372,7 @@ async def test_patch_changes_all_but_the_package_and_what_it_is_for(admin: Admin
         ["1.0"],
         ["a"],
     )
-    assert patched.headers["etag"] == '"2"'
+    assert patched.headers["etag"].startswith('"2-')
     reset = checked(await admin.api.patch(path, json={"source_versions": [], "devices": None}), 200)
     assert (reset["name"], reset["source_versions"], reset["devices"]) == ("new", [], None)
     assert checked(await admin.api.patch(path, json={"devices": []}), 200)["devices"] == []
@@ -518,7 +547,7 @@ async def test_a_firmware_for_everyone_has_no_list_to_read_or_add_to(admin: Admi
     checked(await admin.api.put(path, content='"a"', headers=NDJSON), 200)
 
 
-@pytest.mark.parametrize("line", ["x", "[]", "7", "null", '{"id": "a"}', '"a/b"', '""', '{"identifier": "a", "x": 1}'])
+@pytest.mark.parametrize("line", ["x", "[]", "7", "null", '{"id": "a"}', '"a/b"', '""', '{"identifier": 1}'])
 async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> None:
     firmware = await admin.create_firmware(devices=["x"])
     path = f"/firmware/{firmware['id']}/devices"
@@ -526,6 +555,16 @@ async def test_a_bad_line_refuses_the_whole_list(admin: Admin, line: str) -> Non
     assert "Line 2" in document["detail"]
     assert await read_list(admin, firmware) == {"x"}
     problem(await admin.api.put(path, content=b'"a"', headers={"Content-Type": "text/plain"}), 415)
+
+
+async def test_an_export_of_devices_is_a_list(admin: Admin) -> None:
+    path = f"/firmware/{(await admin.create_firmware())['id']}/devices"
+    await admin.create_device("a", versions={"version": "1.0"}, tags=["t"])
+    for accept in ("application/x-ndjson", "text/csv"):
+        exported = await admin.api.get("/devices-export", headers={"Accept": accept})
+        headers = {"Content-Type": accept}
+        answer = checked(await admin.api.put(path, content=exported.content, headers=headers), 200)
+        assert answer == {"count": 1, "unknown": 0}
 
 
 async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
@@ -539,11 +578,15 @@ async def test_a_list_comes_and_goes_as_csv(admin: Admin) -> None:
     added = checked(await admin.api.post(path, content="identifier\nb\n", headers=csv_type), 200)
     assert added == {"count": 3, "unknown": 1}
     for broken, said in (
-        (b"name\nc\n", "Line 1: the first line must name"),
-        (b"identifier,identifier\nc,c\n", "Line 1: the first line must name"),
-        (b"identifier\nc,d\n", "Line 2: it has 2 values"),
+        (b"name\nc\n", "Line 1: The first line must name"),
+        (b"identifier,identifier\nc,c\n", "Line 1: The first line must name"),
+        (b"", "The CSV has no line"),
+        (b"\n\n", "The CSV has no line"),
+        ("\ufeff".encode(), "The CSV has no line"),
+        (b"identifier\nc,d\n", "Line 2: The line has 2 values"),
         (b"identifier\n\xff\n", "Line 2: The line is not UTF-8"),
         (b"identifier\na/b\n", "Line 2: "),
+        (b'identifier\n"a\nb\n"\n', "Line 2: A quoted value does not end"),
     ):
         refused = problem(await admin.api.put(path, content=broken, headers=csv_type), 422)
         assert refused["detail"].startswith(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from admin_api.bodies import JSON_BODY_MAX_BYTES
+from admin_api.documents import FirmwareFields
 from ota_hook.errors import DependencyError
 from tests.integration.admin_service import TOKEN, Admin, admin_role, checked, problem
 
@@ -79,6 +81,71 @@ async def test_a_body_that_is_not_read_ends_the_connection(admin: Admin) -> None
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize(
+    ("path", "media_type"), [("devices-import", b"application/x-ndjson"), ("device-types", b"application/json")]
+)
+async def test_a_body_that_comes_in_drops_is_given_up(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch, path: str, media_type: bytes
+) -> None:
+    monkeypatch.setattr("admin_api.bodies.STALL_S", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)
+    writer.write(
+        b"POST /api/v1/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n" % (path.encode(), TOKEN.encode(), media_type)
+    )
+
+    async def drip() -> None:
+        while True:
+            writer.write(b"1\r\n \r\n")
+            await asyncio.sleep(0.02)
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    dripping.cancel()
+    writer.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+async def test_a_compressed_body_is_refused(admin: Admin, encoding: str) -> None:
+    for method, path, media_type in (
+        ("POST", "/devices-import", "application/x-ndjson"),
+        ("POST", "/device-types", "application/json"),
+        ("POST", "/firmware", "multipart/form-data; boundary=b"),
+    ):
+        headers = {"Content-Type": media_type, "Content-Encoding": encoding}
+        refused = await admin.api.request(method, path, content=gzip.compress(b"{}\n"), headers=headers)
+        problem(refused, 415)
+        assert refused.headers["accept-encoding"] == "identity"
+    plain = {"Content-Type": "application/x-ndjson", "Content-Encoding": "identity"}
+    checked(await admin.api.post("/devices-import", content=b"", headers=plain), 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/devices/a%FF"),
+        ("GET", "/devices/%C3"),
+        ("GET", "/check?device=a%FF"),
+        ("GET", "/devices?tag=%ED%A0%80"),
+        ("GET", "/devices?cursor=%ff"),
+        ("DELETE", "/device-types/%80"),
+    ],
+)
+async def test_an_address_that_is_not_utf8_is_refused(admin: Admin, method: str, path: str) -> None:
+    body = {"type": "DU"} if method == "PUT" else None
+    await admin.create_type()
+    problem(await admin.api.request(method, httpx.URL(admin.url + "/api/v1" + path), json=body), 400)
+    problem(await admin.open.request(method, httpx.URL(admin.url + "/api/v1" + path), json=body), 401)
+    assert checked(await admin.api.get("/devices"), 200)["items"] == []
+
+
+async def test_a_replacement_character_that_was_meant_is_one(admin: Admin) -> None:
+    await admin.create_type()
+    checked(await admin.api.put("/devices/a%EF%BF%BD", json={"type": "DU"}), 201)
+    assert checked(await admin.api.get("/check?device=a%EF%BF%BD"), 200)["device"] == "a\ufffd"
+
+
 async def test_a_chunked_body_is_bounded_too_and_the_client_hears_of_it(admin: Admin) -> None:
     async def four_mebibytes() -> Any:
         for _ in range(64):
@@ -126,9 +193,7 @@ async def test_a_405_says_which_methods_there_are(admin: Admin) -> None:
 LISTS = ("/device-types", "/rules", "/devices", "/firmware")
 
 
-@pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "unknown=1", "cursor=%21%21", "cursor=%ff", "limit=-1"]
-)
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "unknown=1", "cursor=%21%21", "limit=-1"])
 async def test_a_bad_query_of_a_list_is_refused(admin: Admin, query: str) -> None:
     for path in LISTS:
         problem(await admin.api.get(f"{path}?{query}"), 422)
@@ -241,6 +306,28 @@ async def test_what_is_wrong_with_a_query_is_said_in_plain_words(admin: Admin, q
     assert problem(await admin.api.get(f"/rules?{query}"), 422)["detail"] == detail
 
 
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("/devices?device_type=DU", "type"),
+        ("/devices-export?device_type=DU", "type"),
+        ("/rules?type=DU", "device_type"),
+        ("/firmware?type=DU", "device_type"),
+        ("/firmware?versions=1", "version"),
+    ],
+)
+async def test_a_parameter_that_is_nearly_right_names_the_right_one(admin: Admin, path: str, near: str) -> None:
+    assert problem(await admin.api.get(path), 422)["detail"].endswith(
+        f"there is no such parameter. Did you mean `{near}`?"
+    )
+
+
+async def test_a_bad_cursor_is_told_alike_by_every_list(admin: Admin) -> None:
+    for path in LISTS:
+        document = problem(await admin.api.get(f"{path}?cursor=%21%21"), 422)
+        assert (document["detail"], document["mend"]) == ("The cursor is not one of this list.", "Start without one.")
+
+
 async def test_a_failure_of_redis_is_a_503_that_may_be_tried_again(admin_redis: str, tmp_path: Path) -> None:
     class Gone:
         async def load_stored(self, identifier: str) -> None:
@@ -336,6 +423,7 @@ async def test_an_upload_whose_answer_was_not_kept_is_not_done_twice(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await admin.create_type()
+    await admin.create_device("DU_1")
     store = admin.context.idempotency
     finish = store.finish
 
@@ -418,4 +506,5 @@ async def test_the_schema_describes_every_route(admin: Admin) -> None:
             if method in {"put", "patch", "post"} and not path.endswith(("/pause", "/resume", "/cancel")):
                 assert operation["requestBody"]["content"], (method, path)
     upload = schema["paths"]["/api/v1/firmware"]["post"]["requestBody"]["content"]
-    assert "file" in upload["multipart/form-data"]["schema"]["properties"]
+    fields = upload["multipart/form-data"]["schema"]["properties"]
+    assert fields.keys() == {"file", *FirmwareFields.model_fields}

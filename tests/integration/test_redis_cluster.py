@@ -115,7 +115,7 @@ async def test_an_import_is_confirmed_by_the_replicas_of_every_primary(redis: Ro
     await asyncio.to_thread(replica.stall)
     try:
         run = await devices.begin_import()
-        assert await run.write(entries) == (300, 0)
+        assert await run.write(entries) == (300, 0, ())
         with pytest.raises(DependencyError, match="1 replica") as refused:
             await run.confirm()
         assert refused.value.maybe_written
@@ -123,7 +123,7 @@ async def test_an_import_is_confirmed_by_the_replicas_of_every_primary(redis: Ro
         replica.resume()
     devices = RedisDevices(redis, keys, writer=DurableWriter(redis, replicas=1))
     again = await devices.begin_import()
-    assert await again.write(entries) == (0, 300)
+    assert await again.write(entries) == (0, 300, ())
     await again.confirm()
 
 

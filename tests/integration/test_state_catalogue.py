@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -38,7 +39,6 @@ TYPE = DeviceType(
 )
 RULE = Rule(id="01JRULE", name="default", device_type="tracker")
 PACKAGE = Package(filename="固件.bin", size_bytes=3, md5="a" * 32, sha256="b" * 64, crc32="c" * 8)
-JSON_PACKAGE = b'"package":{"filename":"f","size_bytes":1,"md5":"","sha256":"","crc32":""}'
 FIRMWARE = Firmware(
     id="01JFIRMWARE", name="fw", device_type="tracker", version="2.0", package=PACKAGE, source_versions=("1.0", "1.1")
 )
@@ -187,19 +187,24 @@ async def test_a_document_that_can_not_be_used_is_refused_before_it_is_written(
         b"{",
         b"[]",
         b'{"id": "01JFIRMWARE"}',
-        b'{"id":"01JOTHER","name":"n","device_type":"tracker","version":"1",%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"no",%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":-1,%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","basis_points":10001,%b}' % JSON_PACKAGE,
-        b'{"id":"01JFIRMWARE","name":"n","device_type":"tracker","version":"3","percentage_seed":-1,%b}' % JSON_PACKAGE,
+        {"id": "01JOTHER"},
+        {"version": "no"},
+        {"basis_points": -1},
+        {"basis_points": 10_001},
+        {"percentage_seed": -1},
+        {"percentage_seed": 2**64},
+        {"groups": ["of a newer release"]},
+        {"device_list": "01JNOLIST"},
         b"\xff",
     ],
 )
 async def test_a_broken_document_is_refused_and_the_last_good_one_stays_in_force(
-    start: Start, redis: Redis, keys: Keys, broken: bytes
+    start: Start, redis: Redis, keys: Keys, broken: bytes | dict[str, object]
 ) -> None:
     catalogue = await start()
     await catalogue.change(writing(TYPE, FIRMWARE))
+    if isinstance(broken, dict):
+        broken = json.dumps(json.loads(encode(FIRMWARE)) | broken).encode()
     await write_behind_its_back(redis, keys, DocumentKind.FIRMWARE, FIRMWARE.id, broken)
     await eventually(lambda: catalogue.current.revision == 2, what="the news")
     assert [(refused.kind, refused.key) for refused in catalogue.refused] == [(DocumentKind.FIRMWARE, FIRMWARE.id)]
@@ -229,6 +234,39 @@ async def test_a_document_that_was_refused_is_used_once_what_it_needs_is_there(
     for catalogue in (one, other):
         await eventually(holding(catalogue, firmware=[FIRMWARE]))
         assert catalogue.refused == ()
+
+
+async def test_a_field_that_is_no_text_is_refused_alone(start: Start, redis: Redis, keys: Keys) -> None:
+    running = await start()
+    await running.change(writing(TYPE, FIRMWARE))
+    await write_behind_its_back(redis, keys, DocumentKind.FIRMWARE, b"\xff\xfe", b"{}")
+    await redis.hset(keys.documents(DocumentKind.RULE), b"\xff", b"{}")
+    await eventually(lambda: bool(running.refused), what="the refusal")
+    fresh = await start()
+    for catalogue, kinds in ((running, ["firmware"]), (fresh, ["rule", "firmware"])):
+        assert [document.kind for document in catalogue.refused] == kinds
+        assert catalogue.current.firmware == {FIRMWARE.id: FIRMWARE}
+    disabled = replace(FIRMWARE, enabled=False)
+    await running.change(writing(disabled))
+    for catalogue in (running, fresh):
+        await eventually(holding(catalogue, firmware=[disabled]))
+    await write_behind_its_back(redis, keys, DocumentKind.FIRMWARE, b"\xff\xfe", None)
+    await eventually(lambda: not running.refused, what="the end of what was refused")
+
+
+async def test_a_package_is_in_use_until_its_firmware_is_certainly_deleted(
+    start: Start, redis: Redis, keys: Keys
+) -> None:
+    catalogue = await start()
+    refused = replace(FIRMWARE, id="01JREFUSED", device_type="of_a_broken_type")
+    deleted = replace(FIRMWARE, id="01JDELETED", deleted_at_ms=1)
+    await catalogue.change(writing(TYPE, FIRMWARE, deleted))
+    for key, raw in ((refused.id, encode(refused)), ("01JUNREADABLE", b"{"), (b"\xff", b"{}")):
+        await redis.hset(keys.documents(DocumentKind.FIRMWARE), key, raw)
+    fresh = await start()
+    assert fresh.current.firmware.keys() == {FIRMWARE.id, deleted.id}
+    in_use = {FIRMWARE.id, refused.id, "01JUNREADABLE", "\udcff"}
+    assert set(await fresh.load_packages_in_use()) == set(await catalogue.load_packages_in_use()) == in_use
 
 
 async def test_fields_of_a_newer_release_are_ignored(start: Start, redis: Redis, keys: Keys) -> None:
@@ -373,8 +411,8 @@ async def test_a_list_that_expired_is_not_named(
     await catalogue.change(writing(TYPE))
     load = catalogue._lists.load
 
-    async def load_and_lose(wanted: Sequence[str]) -> dict[str, DeviceSet]:
-        loaded = await load(wanted)
+    async def load_and_lose(wanted: Sequence[str], seed: bytes | None) -> dict[str, DeviceSet]:
+        loaded = await load(wanted, seed)
         for lost in wanted:
             await redis.delete(keys.device_list_digests(lost))
         return loaded
@@ -383,6 +421,150 @@ async def test_a_list_that_expired_is_not_named(
     with pytest.raises(ConflictError, match="expired"):
         await catalogue.change(writing(replace(FIRMWARE, device_list=name)))
     assert (await start()).current.firmware == {}
+
+
+@pytest.mark.parametrize("damage", ["longer", "shorter", "a list", "another seed", "gone", "empty"])
+async def test_a_damaged_list_takes_its_own_firmware_out_alone(
+    start: Start, redis: Redis, keys: Keys, damage: str
+) -> None:
+    running = await start()
+    name, _ = await running.stage_device_list(in_pieces(["a", "b"]))
+    listed, other = replace(FIRMWARE, device_list=name), replace(FIRMWARE, id="01JOTHER", version="1.9")
+    await running.change(writing(TYPE, listed, other))
+    key = keys.device_list_digests(name)
+    stored = await read_bytes(redis, key)
+    await redis.delete(key)
+    match damage:
+        case "longer":
+            await redis.set(key, stored + b"x")
+        case "shorter":  # by one device
+            await redis.set(key, stored[:-16])
+        case "a list":
+            await redis.lpush(key, stored)
+        case "another seed":
+            await redis.set(key, bytes(8) + stored[8:])
+        case "empty":
+            await redis.set(key, b"")
+    fresh = await start()
+    assert fresh.current.firmware == {other.id: other}
+    assert [(document.key, document.firmware) for document in fresh.refused] == [(listed.id, listed)]
+    edited = replace(other, name="edited")
+    await running.change(writing(edited))
+    await eventually(holding(fresh, firmware=[edited]))
+    assert running.current.firmware == {listed.id: listed, other.id: edited}
+    await redis.delete(key)
+    await redis.set(key, stored)
+    await running.change(writing(other))
+    await eventually(holding(fresh, firmware=[listed, other]))
+    assert fresh.refused == ()
+
+
+async def test_another_seed_of_lists_takes_what_was_listed_under_the_old_one_out(
+    start: Start, redis: Redis, keys: Keys
+) -> None:
+    running = await start()
+    old, _ = await running.stage_device_list(in_pieces(["a"]))
+    back = replace(FIRMWARE, id="01JBACK", version="0.9", allow_downgrade=True, device_list=old)
+    await running.change(writing(TYPE, back))
+    await redis.hset(keys.meta, "list_seed", b"87654321")
+    new, members = await running.stage_device_list(in_pieces(["b"]))
+    listed = replace(FIRMWARE, device_list=new)
+    await running.change(writing(listed))
+    for catalogue in (running, await start()):
+        assert catalogue.current.firmware == {listed.id: listed}
+        assert catalogue.current.device_lists == {new: members}
+        assert [document.key for document in catalogue.refused] == [back.id]
+        index = catalogue.current.index("tracker", "main")
+        assert index is not None
+        assert (index.resolve("a", "1.0"), index.resolve("b", "1.0")) == (None, listed.id)
+
+
+async def test_a_seed_that_is_none_leaves_the_rest_of_the_catalogue_in_force(
+    start: Start, redis: Redis, keys: Keys
+) -> None:
+    running = await start()
+    name, _ = await running.stage_device_list(in_pieces(["a"]))
+    listed, other = replace(FIRMWARE, id="01JLISTED", version="3.0", device_list=name), FIRMWARE
+    await running.change(writing(TYPE, listed, other))
+    await redis.hset(keys.meta, "list_seed", "short")
+    await running.change(writing(RULE))
+    for catalogue in (running, await start()):
+        assert catalogue.current.firmware == {other.id: other}
+        with pytest.raises(DependencyError):
+            await catalogue.stage_device_list(in_pieces(["a"]))
+
+
+@pytest.mark.parametrize("lost", ["identifiers", "digests"])
+async def test_a_list_that_lost_a_part_on_its_way_is_not_taken_for_whole(
+    start: Start, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr("ota_hook.state.device_lists._DIGESTS_BYTES", 32 * 1024)
+    catalogue = await start()
+    identifiers = [f"device-{number}" for number in range(4_000)]
+    end = ":digests" if lost == "digests" else ""
+
+    async def delete_what_came() -> bool:
+        names = [key async for key in redis.scan_iter(match=f"{keys.prefix}:*:list:*{end}")]
+        for key in names:
+            await redis.delete(key)
+        return bool(names)
+
+    async def lose_them() -> AsyncIterator[list[str]]:
+        yield identifiers[:2_000]
+        assert await delete_what_came()
+        yield identifiers[2_000:]
+
+    if lost == "digests":
+        append = catalogue._lists._append
+
+        async def append_and_lose(command: str, key: str, piece: bytes, length: int) -> None:
+            if command == "APPEND" and length > len(piece):
+                await delete_what_came()
+            await append(command, key, piece, length)
+
+        monkeypatch.setattr(catalogue._lists, "_append", append_and_lose)
+    with pytest.raises(ConflictError, match="Send it again"):
+        await catalogue.stage_device_list(lose_them() if lost == "identifiers" else in_pieces(identifiers))
+
+
+async def test_a_list_that_lost_a_part_before_its_use_is_not_named(
+    start: Start, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = await start()
+    await catalogue.change(writing(TYPE))
+    name, _ = await catalogue.stage_device_list(in_pieces(["a", "b"]))
+    load = catalogue._lists.load
+
+    async def load_and_lose(wanted: Sequence[str], seed: bytes | None) -> dict[str, DeviceSet]:
+        loaded = await load(wanted, seed)
+        key = keys.device_list_digests(name)
+        await redis.set(key, (await read_bytes(redis, key))[:-16])
+        return loaded
+
+    monkeypatch.setattr(catalogue._lists, "load", load_and_lose)
+    with pytest.raises(ConflictError, match="Send it again"):
+        await catalogue.change(writing(replace(FIRMWARE, device_list=name)))
+    assert (await start()).current.firmware == {}
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "no text", "a text"])
+async def test_a_list_whose_identifiers_are_not_all_there_is_not_read_as_if_it_were_whole(
+    start: Start, redis: Redis, keys: Keys, damage: str
+) -> None:
+    catalogue = await start()
+    name, _ = await catalogue.stage_device_list(in_pieces(["a", "b"]))
+    await catalogue.change(writing(TYPE, replace(FIRMWARE, device_list=name)))
+    key = keys.device_list(name)
+    await redis.delete(key)
+    match damage:
+        case "shorter":
+            await redis.rpush(key, "a")
+        case "no text":
+            await redis.rpush(key, b"a\n\xff")
+        case "a text":
+            await redis.set(key, "a\nb")
+    with pytest.raises(ConflictError, match="can't be read"):
+        await read_list(catalogue, name)
 
 
 async def test_a_list_beyond_its_bound_is_refused(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,15 +587,26 @@ async def test_a_list_of_a_hundred_thousand_is_live_elsewhere_within_five_second
     assert len(other.current.device_lists[name]) == 100_000
 
 
+async def read_bytes(redis: Redis, key: str) -> bytes:
+    stored = await redis.get(key)
+    assert isinstance(stored, bytes)
+    return stored
+
+
 def encode(document: DeviceType | Rule | Firmware) -> bytes:
     return encode_document(change_of(document))
 
 
-async def write_behind_its_back(redis: Redis, keys: Keys, kind: DocumentKind, key: str, raw: bytes) -> None:
+async def write_behind_its_back(
+    redis: Redis, keys: Keys, kind: DocumentKind, key: str | bytes, raw: bytes | None
+) -> None:
     """Write a document as another release, or a careless hand, might: with the news, past every check."""
     revision = int(await redis.hget(keys.meta, "revision") or 0) + 1
     async with await transaction_on(redis, keys.meta) as pipe:
-        pipe.hset(keys.documents(kind), key, raw)
+        if raw is None:
+            pipe.hdel(keys.documents(kind), key)
+        else:
+            pipe.hset(keys.documents(kind), key, raw)
         number = list(DocumentKind).index(kind) + 1
         pipe.execute_command(
             "XADD", keys.changes, f"{revision}-0", "kind", number, "key", key, "token", f"hand{revision}"

@@ -182,7 +182,6 @@ TEXTS = (
     "1" * 64,
     "1" * 65,
     " 1 ",
-    "\ud800 1",
     "+",
     "",
 )
@@ -656,3 +655,16 @@ def offer_of(firmware_id: str) -> OpenOffer:
         command_ids=(1,),
         offered_at_ms=1,
     )
+
+
+@pytest.mark.single_redis
+async def test_a_scan_that_redis_does_not_permit_fails_and_is_not_taken_for_buckets_that_can_not_be_read(
+    redis: Redis, redis_url: str, keys: Keys, devices: RedisDevices
+) -> None:
+    await devices.put_device("d", "tracker", None)
+    await redis.acl_setuser("blind", enabled=True, nopass=True, commands=["+@all", "-hgetall"], keys=["*"])
+    client = connect_redis(redis_url.replace("unix://", "unix://blind:@"))
+    with pytest.raises(DependencyError, match="script"):
+        await RedisDevices(client, keys).page_devices(cursor=None, limit=1)
+    await client.aclose()
+    await redis.acl_deluser("blind")

@@ -55,7 +55,7 @@ async def open_offers(devices: RedisDevices) -> tuple[OpenOffer, ...]:
 async def test_an_offer_comes_back_exactly_with_the_device_and_with_its_report(
     devices: RedisDevices, hot: HotState
 ) -> None:
-    offer = replace(OFFER, version="版本 2", from_version="\ud8001", command_ids=(2**53 - 1,))
+    offer = replace(OFFER, version="版本 2", from_version="1é", command_ids=(2**53 - 1,))
     await hot.record("d", offer)
     assert await open_offers(devices) == (offer,)
     report = Report(device="d", versions={"version": "1.1"}, reported_at_ms=1)

@@ -94,6 +94,8 @@ def usable_version(payload: bytes) -> bool:
         return re.fullmatch(r"\d+(\.\d+)?", version[1]) is not None and len(version[1]) <= 128
     if not isinstance(version, str) or re.search("[0-9]", version) is None:
         return False
+    if re.search("[\0-\x1f\x7f-\x9f]", version.strip()):
+        return False
     return len(version.strip().encode("utf-8", "surrogatepass")) <= 128 and not re.search("[\ud800-\udfff]", version)
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from admin_api.bodies import PACE_BYTES_A_S, Pace
 from admin_api.heavy import LimitHeavy
 
 EXPORT = "/api/v1/devices-export"
@@ -85,19 +86,22 @@ async def test_only_requests_over_many_devices_wait(method: str, path: str, heav
     assert answer.status_code == (503 if heavy else 200)
 
 
+async def receive_nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+SCOPE = {"type": "http", "method": "GET", "path": EXPORT, "query_string": b"", "headers": []}
+
+
 async def test_a_client_that_takes_nothing_of_its_answer_gives_its_place_up() -> None:
     held = Held()
     held.may_answer.set()
     app = LimitHeavy(held, at_once=1, wait_s=0.01, stall_s=0.01)
 
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
     async def never_sent(_: Message) -> None:
         await asyncio.Event().wait()
 
-    scope = {"type": "http", "method": "GET", "path": EXPORT, "query_string": b"", "headers": []}
-    await app(scope, receive, never_sent)
+    await app(SCOPE, receive_nothing, never_sent)
     async with client_of(app) as client:
         assert (await client.get(EXPORT)).status_code == 200
 
@@ -117,3 +121,30 @@ async def test_the_devices_of_a_run_are_heavy_as_a_stream_alone(accept: str, hea
     async with client_of(LimitHeavy(held, at_once=0, wait_s=0.01)) as client:
         answered = await client.get("/api/v1/runs/01J/devices", headers={"Accept": accept})
     assert answered.status_code == (503 if heavy else 200)
+
+
+async def test_a_client_that_takes_little_again_and_again_gives_its_place_up_too() -> None:
+    async def answer_for_ever(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def take_a_while(_: Message) -> None:
+        await asyncio.sleep(0.01)
+
+    app = LimitHeavy(answer_for_ever, at_once=1, wait_s=0.01, stall_s=0.05)
+    async with asyncio.timeout(10):
+        await app(SCOPE, receive_nothing, take_a_while)
+
+
+async def test_a_client_may_wait_as_long_as_what_it_brought_takes_at_the_least_pace() -> None:
+    pace = Pace(0.05)
+
+    async def bring(size: int) -> int:
+        await asyncio.sleep(0.01)
+        return size
+
+    for _ in range(20):  # four times as long as a client that brings nothing may
+        await pace.keep(bring(PACE_BYTES_A_S), int)
+    with pytest.raises(TimeoutError):
+        await pace.keep(asyncio.Event().wait(), int)  # but no longer at a time

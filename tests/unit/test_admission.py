@@ -18,6 +18,7 @@ from ota_hook.admission import (
     check_identifier,
     check_key,
     check_name,
+    check_tag,
     check_ulid,
     check_version,
     find_firmware,
@@ -146,18 +147,11 @@ def test_a_new_type_comes_with_its_default_rule() -> None:
     )
 
 
-def test_the_default_rule_adds_its_attribute_to_a_type_without_it() -> None:
-    proposed = DeviceType(key="DU", name="DU", version_attributes=("mcu",))
-    changes = admit_type(Snapshot(), proposed, default_rule_id="R1")
-    assert [c.document.version_attributes for c in changes if isinstance(c.document, DeviceType)] == [
-        ("mcu", "version")
-    ]
-
-
-def test_a_new_type_whose_attributes_leave_no_room_for_the_default_rule_is_refused() -> None:
-    proposed = DeviceType(key="DU", name="DU", version_attributes=tuple(f"a{n}" for n in range(16)))
-    with pytest.raises(InputError, match="more than 16"):
-        admit_type(Snapshot(), proposed, default_rule_id="R1")
+def test_the_default_rule_reads_the_first_attribute_of_a_new_type() -> None:
+    proposed = DeviceType(key="DU", name="DU", version_attributes=("fw_version", "mcu"))
+    documents = [change.document for change in admit_type(Snapshot(), proposed, default_rule_id="R1")]
+    assert documents[0] == proposed
+    assert [d.version_attribute for d in documents if isinstance(d, Rule)] == ["fw_version"]
 
 
 def test_an_edit_counts_the_revision_and_keeps_the_age() -> None:
@@ -174,8 +168,17 @@ def test_an_attribute_that_a_rule_uses_can_not_be_taken_away() -> None:
 
 def test_a_scheme_that_refuses_a_stored_version_is_refused() -> None:
     snapshot = catalogue(firmware("F1", "V100R001"))
-    with pytest.raises(ConflictError, match=r"V100R001.*F1"):
+    with pytest.raises(ConflictError, match=r"Of 1 firmware .*V100R001.*F1"):
         admit_type(snapshot, DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), default_rule_id="R2")
+
+
+def test_a_scheme_that_refuses_many_stored_versions_counts_them_and_names_some() -> None:
+    snapshot = catalogue(*(firmware(f"F{n}", f"V10{n}") for n in range(4)), firmware("GOOD", "1.0.0"))
+    with pytest.raises(
+        ConflictError, match=r"Of 4 firmware .*'V100' \(F0 F0\), .*, …\. Delete those first\."
+    ) as raised:
+        admit_type(snapshot, DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), default_rule_id="R2")
+    assert "GOOD" not in str(raised.value)
 
 
 def test_a_scheme_that_makes_two_firmware_equal_is_refused() -> None:
@@ -225,6 +228,22 @@ def test_a_type_goes_with_its_rules_once_its_firmware_is_deleted() -> None:
         (DocumentKind.RULE, "R1", None),
         (DocumentKind.DEVICE_TYPE, "DU", None),
     ]
+
+
+def test_a_type_does_not_go_under_firmware_that_can_not_be_used_now() -> None:
+    """Made anew with another scheme, the type would bring it into force."""
+    lost = firmware("F", "2.0", device_list="lost")
+    snapshot, _ = catalogue().with_changes(changes_of([lost]), revision=2, device_lists={})
+    with pytest.raises(ConflictError, match="F F"):
+        remove_type(snapshot, "DU", devices=())
+
+
+def test_a_type_that_is_created_over_a_refused_one_keeps_its_rules_and_gets_no_second_default() -> None:
+    rule = Rule(id="R", name="r", device_type="DU", version_attribute="mcu", enabled=False)
+    known = catalogue(rule, DeviceType(key="DU", name="DU", version_attributes=("version", "mcu")))
+    snapshot = replace(known, types={})
+    (written,) = admit_type(snapshot, DeviceType(key="DU", name="DU"), default_rule_id="D")
+    assert written.document == DeviceType(key="DU", name="DU", version_attributes=("version", "mcu"))
 
 
 def test_deleting_an_unknown_type_is_not_found() -> None:
@@ -318,6 +337,30 @@ def test_a_duplicate_is_refused_and_the_first_named(stored: Firmware, proposed: 
 def test_what_differs_in_one_of_these_is_no_duplicate(stored: Firmware, proposed: Firmware) -> None:
     (change,) = admit_firmware(catalogue(stored), proposed, None)
     assert change.document == proposed
+
+
+def test_a_duplicate_by_another_text_says_that_the_two_are_equal() -> None:
+    snapshot = catalogue(
+        DeviceType(key="DU", name="DU", version_scheme=VersionScheme.SEMVER), firmware("F1", "1.0.0+5")
+    )
+    with pytest.raises(ConflictError, match=r"version '1\.0\.0\+5', which is equal to '1\.0\.0' in its scheme"):
+        admit_firmware(snapshot, firmware("F2", "1.0.0"), None)
+    with pytest.raises(ConflictError, match=r"version '1\.0\.0\+5' for the same"):
+        admit_firmware(snapshot, firmware("F2", "1.0.0+5"), None)
+
+
+@pytest.mark.parametrize("scheme", VersionScheme)
+def test_a_version_that_is_none_says_what_would_be_one(scheme: VersionScheme) -> None:
+    snapshot = catalogue(DeviceType(key="DU", name="DU", version_scheme=scheme))
+    with pytest.raises(InputError, match=r"'nightly' is not a version in the scheme .* which takes .*\."):
+        check_firmware_version(snapshot, "DU", "nightly")
+
+
+@pytest.mark.parametrize("text", ["a b", "a,b", "tab\t", ""])
+def test_what_is_no_tag_is_quoted(text: str) -> None:
+    with pytest.raises(InputError) as raised:
+        check_tag(text)
+    assert raised.value.detail.startswith(f"{text!r} is no tag: 1 to 64 bytes")
 
 
 def test_taking_the_list_away_may_make_a_duplicate() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ota_hook.check_report import explain_check
-from ota_hook.model import DeviceState, ReportedVersion, Rule
+from ota_hook.model import DeviceState, DeviceType, ReportedVersion, Rule, VersionScheme
 from tests.doubles import make_firmware, make_snapshot
 
 
@@ -42,6 +42,34 @@ def test_braces_in_versions_are_text() -> None:
     snapshot = make_snapshot(make_firmware("A", "1.1", source_versions=("{sources} 2",)))
     (entry,) = explain_check(snapshot, device(version="{current} 1"), "main").firmware
     assert entry.explanations == ("The device's version {current} 1 is not one of its source versions ({sources} 2).",)
+
+
+def test_a_version_that_the_scheme_can_not_compare_is_named_with_it() -> None:
+    semver = DeviceType(key="tracker", name="t", version_scheme=VersionScheme.SEMVER)
+    snapshot = make_snapshot(semver, make_firmware("A", "1.1.0"))
+    (entry,) = explain_check(snapshot, device(version="1.0"), "main").firmware
+    assert entry.reasons == ("current_version_unknown",)
+    assert entry.explanations == (
+        "The device's version 1.0 is not a version in the scheme semver, so nothing can be newer.",
+    )
+    (entry,) = explain_check(snapshot, device(), "main").firmware
+    assert entry.explanations == ("No version of the device is known, so nothing can be newer.",)
+
+
+def test_what_is_better_is_named() -> None:
+    snapshot = make_snapshot(make_firmware("A", "1.1"), make_firmware("B", "1.2", name="winter"))
+    best, other = explain_check(snapshot, device(version="1.0"), "main").firmware
+    assert (best.explanations, other.explanations) == ((), ("It could be offered, but 1.2 (winter) is better.",))
+
+
+def test_a_percentage_says_of_whom_it_is() -> None:
+    fleet = make_firmware("A", "1.2", basis_points=0)
+    tagged = make_firmware("B", "1.1", basis_points=0, tags=("a", "b"))
+    entries = explain_check(make_snapshot(fleet, tagged), device(version="1.0")._replace(tags=("a",)), "main").firmware
+    assert [entry.explanations[-1] for entry in entries] == [
+        "It is outside of the 0 % of the fleet.",
+        "It is outside of the 0 % of those tagged a or b.",
+    ]
 
 
 def test_a_firmware_that_the_index_could_not_take_is_named() -> None:

@@ -190,6 +190,10 @@ def test_a_version_is_the_text_that_the_device_sent(value: str, version: str) ->
         '""',
         '"beta"',
         '"\\ud800 1"',
+        '"1.0\\nvictim,DU,trial,1.0\\nx"',
+        '"1.0\\u0000"',
+        '"\\u007f1.0"',
+        '"1\\u00850"',
         '"%s"' % ("1" * 129),
     ],
 )

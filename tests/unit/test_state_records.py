@@ -30,14 +30,16 @@ from ota_hook.state.documents import decode_document, encode_document
 from ota_hook.state.keys import Keys, as_bytes, as_text, checked_prefix
 from ota_hook.state.records import (
     COMPACT_MAX_BYTES,
+    UNREADABLE_BUCKET,
     may_be_of_type,
     pack_device,
     pack_offer,
+    read_device,
+    read_offers,
+    read_settled,
     type_prefix,
     unpack_bucket,
     unpack_device,
-    unpack_offers,
-    unpack_settled,
 )
 
 any_text = st.text(st.characters(), max_size=40)  # lone surrogates too
@@ -49,13 +51,14 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=9,
 )
+unicode_text = st.text(max_size=40)
 offers = st.builds(
     OpenOffer,
-    module=any_text,
-    firmware_id=any_text,
-    version_attribute=any_text,
-    version=any_text,
-    from_version=any_text,
+    module=unicode_text,
+    firmware_id=unicode_text,
+    version_attribute=unicode_text,
+    version=unicode_text,
+    from_version=unicode_text,
     command_ids=st.lists(st.integers(1, 2**53 - 1), max_size=4).map(tuple),
     offered_at_ms=st.integers(0, 2**53 - 1),
 )
@@ -96,24 +99,40 @@ def test_a_packed_device_of_another_type_is_skipped() -> None:
 
 @given(st.lists(offers, max_size=3))
 def test_offers_come_back_as_they_were_packed(wanted: list[OpenOffer]) -> None:
-    packed = msgpack.packb(
-        [msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass") for offer in wanted],
-        unicode_errors="surrogatepass",
-    )
-    assert unpack_offers(packed) == tuple(wanted)
+    packed = msgpack.packb([msgpack.unpackb(pack_offer(offer)) for offer in wanted])
+    assert read_offers(packed) == tuple(wanted)
 
 
-@given(offers, st.sampled_from(Outcome), st.integers(0, 2**53 - 1), any_text)
+@given(offers, st.sampled_from(Outcome), st.integers(0, 2**53 - 1), unicode_text)
 def test_a_settled_offer_ignores_what_a_newer_release_added(
     offer: OpenOffer, outcome: Outcome, settled_at_ms: int, code: str
 ) -> None:
-    fields = msgpack.unpackb(pack_offer(offer), unicode_errors="surrogatepass")
-    packed = msgpack.packb(
-        [*fields[:7], outcome.value, settled_at_ms, code, offer.run_id, offer.chunk, "of a newer release"],
-        unicode_errors="surrogatepass",
-    )
+    fields = msgpack.unpackb(pack_offer(offer))
+    more = (offer.run_id, offer.chunk, "of a newer release")
+    packed = msgpack.packb([*fields[:7], outcome.value, settled_at_ms, code, *more])
     expected = SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code)
-    assert unpack_settled(packed) == expected
+    assert read_settled(packed) == expected
+
+
+@given(st.binary(max_size=40) | json_values.map(lambda value: bytes(msgpack.packb(value, default=str))))
+def test_whatever_is_stored_reading_it_for_people_raises_nothing(stored: bytes) -> None:
+    for device in (read_device(b"d", stored), read_device(stored, pack_device("tracker", {}), stored)):
+        assert device is None or orjson.dumps([device.device_type, dict(device.versions), device.tags])
+    assert all(orjson.dumps(offer.version) for offer in read_offers(stored))
+    read_settled(stored)
+
+
+@pytest.mark.parametrize("text", [1, None, b"1.0", "1.0\ud800"], ids=ascii)
+def test_a_record_with_what_is_no_text_is_not_shown(text: object) -> None:
+    pack = msgpack.Packer(unicode_errors="surrogatepass").pack
+    assert read_device(b"d", pack(["tracker", "version", 0, text])) is None
+    assert read_offers(pack([["main", "F", "version", "2.0", text, 0, [1]]])) == ()
+    assert read_settled(pack(["main", "F", "version", "2.0", text, 0, [1], "failed", 0, ""])) is None
+
+
+def test_a_bucket_that_can_not_be_read_is_one_record_that_can_not() -> None:
+    ((name, packed),) = unpack_bucket(UNREADABLE_BUCKET)
+    assert read_device(name, packed) is None
 
 
 def test_a_device_with_one_short_version_fits_the_compact_encoding() -> None:
@@ -175,10 +194,60 @@ def test_a_document_comes_back_as_it_was_written(kind: DocumentKind, document: D
     key = document.key if isinstance(document, DeviceType) else document.id
     stored = encode_document(CatalogueChange(kind, key, document))
     assert decode_document(kind, key, stored) == document
-    newer = orjson.dumps({**orjson.loads(stored), "of_a_newer_release": 1})
-    assert decode_document(kind, key, newer) == document
     with pytest.raises(ValueError, match="another key"):
         decode_document(kind, "other", stored)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:2])
+def test_a_field_of_a_newer_release_is_ignored_where_it_can_not_say_who_gets_what(document: DeviceType | Rule) -> None:
+    kind, key = (
+        (DocumentKind.DEVICE_TYPE, document.key)
+        if isinstance(document, DeviceType)
+        else (DocumentKind.RULE, document.id)
+    )
+    stored = encode_document(CatalogueChange(kind, key, document))
+    newer = orjson.dumps({**orjson.loads(stored), "of_a_newer_release": 1})
+    assert decode_document(kind, key, newer) == document
+
+
+@pytest.mark.parametrize("lacks", [field.name for field in dataclasses.fields(Firmware)])
+def test_a_firmware_that_leaves_a_field_out_is_refused(lacks: str) -> None:
+    """Whatever would stand for it may be more devices than were meant."""
+    stored = stored_firmware()
+    del stored[lacks]
+    with pytest.raises(ValueError, match=lacks):
+        decode_document(DocumentKind.FIRMWARE, "01JFIRMWARE", orjson.dumps(stored))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": ["of a newer release"]},
+        {"tag": ["misspelt"]},
+        {"tags": "x"},
+        {"tags": [1]},
+        {"enabled": "yes"},
+        {"enabled": 1},
+        {"basis_points": "100"},
+        {"basis_points": 1.0},
+        {"basis_points": 1.5},
+        {"basis_points": True},
+        {"device_list": 5},
+        {"allow_downgrade": "no"},
+        {"source_versions": None},
+        {"deleted_at_ms": ""},
+    ],
+)
+def test_a_firmware_that_may_mean_other_devices_than_it_seems_to_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        decode_document(DocumentKind.FIRMWARE, "01JFIRMWARE", orjson.dumps(stored_firmware() | change))
+
+
+def stored_firmware() -> dict[str, object]:
+    stored: dict[str, object] = orjson.loads(
+        encode_document(CatalogueChange(DocumentKind.FIRMWARE, "01JFIRMWARE", DOCUMENTS[2]))
+    )
+    return stored
 
 
 @pytest.mark.parametrize("kind", DocumentKind)
