@@ -137,7 +137,7 @@ def _page(devices: Sequence[RunDevice], place: str | None) -> Page[RunDeviceOut]
 def _read_place(cursor: str) -> tuple[int, str]:
     number, _, identifier = read_cursor(cursor).partition(" ")
     if not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise InputError("The cursor is not one that this list gave out.", field="cursor")
+        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor")
     return int(number), identifier
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from ota_hook.decide import decide_report
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
 from ota_hook.ports import DeviceStore, Notices, OfferStore, RunStore, SnapshotSource, WorkQueue
 from ota_hook.progress import UNDELIVERED
@@ -120,10 +121,28 @@ class Keeper:
                 for device in await self._runs.read_chunk(head.id, chunk)
                 if is_under_way(device) and device.code != UNDELIVERED and device.at_ms + timeout_ms <= now_ms
             ]
+            late = await self._note_proven(head, chunk, late)
             if self._waits_for_absent:
                 late = await self._leave_absent(head, chunk, late)
             await self._settle(head, chunk, late, Outcome.TIMED_OUT)
             await self._runs.set_next_deadline(head.id, chunk, timeout_ms=timeout_ms)
+
+    async def _note_proven(self, head: RunHead, chunk: int, late: Sequence[RunDevice]) -> list[RunDevice]:
+        """Close the offers of which the device's version says what became; the news may have been lost. The others."""
+        proven: dict[tuple[Outcome, str], list[RunDevice]] = {}
+        rest = []
+        for device, state in zip(
+            late, await self._devices.load_devices([device.identifier for device in late]), strict=True
+        ):
+            decided = decide_report(state, state.versions.keys(), self._snapshots.current) if state is not None else ()
+            found = [decision for decision in decided if decision.offer.run_id == head.id]
+            if found:
+                proven.setdefault((found[0].outcome, found[0].code), []).append(device)
+            else:
+                rest.append(device)
+        for (outcome, code), devices in proven.items():
+            await self._settle(head, chunk, devices, outcome, code)
+        return rest
 
     async def _leave_absent(self, head: RunHead, chunk: int, late: Sequence[RunDevice]) -> list[RunDevice]:
         """Those that had their command, or are there and could have had it; the others are waited for."""
@@ -157,18 +176,23 @@ class Keeper:
             unsent = [device._replace(outcome=Outcome.CANCELLED, code="") for device in open_devices]
             await self._runs.move(head.id, chunk, unsent, now_ms=self._clock_ms())
 
-    async def _settle(self, head: RunHead, chunk: int, devices: Sequence[RunDevice], outcome: Outcome) -> None:
+    async def _settle(
+        self, head: RunHead, chunk: int, devices: Sequence[RunDevice], outcome: Outcome, code: str = ""
+    ) -> None:
         """Close these devices' offers; one that was closed already has the outcome that it was closed with."""
         if not devices:
             return
         now_ms = self._clock_ms()
         closed = await self._offers.settle_offers(
-            [(device.identifier, self._offer_of(head, device)) for device in devices], outcome, settled_at_ms=now_ms
+            [(device.identifier, self._offer_of(head, device)) for device in devices],
+            outcome,
+            code=code,
+            settled_at_ms=now_ms,
         )
         moves = []
         for device, is_closed in zip(devices, closed, strict=True):
             if is_closed:
-                moves.append(device._replace(outcome=outcome, code="", at_ms=now_ms))
+                moves.append(device._replace(outcome=outcome, code=code, at_ms=now_ms))
             else:
                 moves.append(await self._found_outcome(head, device))
         await self._runs.move(head.id, chunk, moves, now_ms=now_ms)

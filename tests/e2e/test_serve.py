@@ -181,7 +181,7 @@ def test_killed_after_an_acknowledged_upload_everything_is_there_again(tmp_path:
             assert (device_type["name"], device_type["version_scheme"]) == ("Tracker 追踪器", "semver")
             assert operator.get(f"/devices/{DEVICE}").json()["versions"] == {"version": "1.0.0"}
             kept = operator.get(f"/firmware/{created.json()['id']}").json()
-            assert {**kept, "counters": None} == {**created.json(), "counters": None}
+            assert created.json().items() <= kept.items()
         stored = httpx.get(kept["url"]).content
         assert hashlib.sha256(stored).hexdigest() == kept["sha256"] == hashlib.sha256(content).hexdigest()
         emqx = Emqx(service.hook_port)
