@@ -305,6 +305,7 @@ async def _run_hook(settings: Settings, state: _State, publisher: Publisher | No
         command_ids.start()
         stack.callback(command_ids.close)
         offers = HotOffers(pipes, state.keys)
+        stack.callback(offers.close)
         state.metrics.add_gauge("redis_available", "Whether Redis takes commands: 1 or 0.", lambda: pipes.available)
         state.metrics.add_gauge("offers_not_noted", "Offers whose bookkeeping was lost.", lambda: offers.lost)
         provider = HookProvider(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -42,6 +43,9 @@ SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text, TRACK.text, COME_BACK.t
 
 ID_BLOCK: Final = 8_192
 DEFAULT_PATIENCE_MS: Final = 60_000
+LATE_NOTES_MAX: Final = 100_000
+_LATE_BATCH: Final = 1_000
+_LATE_S: Final = 0.2
 _IDS_RETRY_S: Final = 0.2
 _SETTLING_S: Final = 0.5
 """After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
@@ -157,11 +161,16 @@ class HotDevices:
 
 
 class HotOffers:
-    """ports.OpenOffers. What could not be noted is counted in `lost`."""
+    """ports.OpenOffers. What could not be noted is counted in `lost`.
+
+    What devices said of offers is kept while Redis is away, within a bound, and noted when it is back.
+    """
 
     def __init__(self, pipes: Pipes, keys: Keys) -> None:
         self._pipes = pipes
         self._keys = keys
+        self._late: deque[Callable[[], None]] = deque()
+        self._retry: asyncio.TimerHandle | None = None
         self.lost = 0
 
     def record_offer(self, identifier: str, offer: OpenOffer) -> None:
@@ -199,7 +208,7 @@ class HotOffers:
             if run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, outcome, code, settled_at_ms))
 
-        _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, count)
+        self._insist(lambda done: _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, done), count)
 
     def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
         """See ports.OpenOffers."""
@@ -220,10 +229,41 @@ class HotOffers:
             if changed and run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, said.outcome, said.code, at_ms))
 
-        _run_script(self._pipes.of(touched[0]), TRACK, touched, arguments, count)
+        self._insist(lambda done: _run_script(self._pipes.of(touched[0]), TRACK, touched, arguments, done), count)
+
+    def close(self) -> None:
+        """What is still kept is lost."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self.lost += len(self._late)
+        self._late.clear()
 
     def _tell(self, move: RunMove) -> None:
-        self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), self._note_loss)
+        command = pack(tell_command(self._keys, move))
+        self._insist(lambda done: self._pipes.of(self._keys.run_events).submit(command, done), self._note_loss)
+
+    def _insist(self, send: Callable[[Done], None], done: Done) -> None:
+        """Send, and where Redis does not answer, again until it does. It may run twice."""
+
+        def look(reply: Any) -> None:  # noqa: ANN401
+            if type(reply) is not Unavailable:
+                done(reply)
+            elif len(self._late) >= LATE_NOTES_MAX:
+                self._lose(reply)
+            else:
+                self._late.append(lambda: send(look))
+                if self._retry is None:
+                    self._retry = asyncio.get_running_loop().call_later(_LATE_S, self._send_late)
+
+        send(look)
+
+    def _send_late(self) -> None:
+        self._retry = None
+        kept = [self._late.popleft() for _ in range(min(_LATE_BATCH, len(self._late)))]
+        for send in kept:
+            send()
+        if self._late and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(_LATE_S, self._send_late)
 
     def _count(self, firmware_id: str, outcome: Outcome) -> None:
         key = self._keys.counters(firmware_id)
