@@ -85,7 +85,8 @@ class Sender:
                 chunk,
                 worker=self._worker,
                 now_ms=self._clock_ms(),
-                lease_ms=self._lease_ms,
+                # Nobody takes the chunk over while its commands wait for their moment.
+                lease_ms=self._lease_ms + head.task.pacing.jitter_s * 1000,
                 first_id=await self._command_ids.take_block(BATCH),
                 most=BATCH,
                 pacing=head.task.pacing,

@@ -263,6 +263,9 @@ class RedisRuns:
             await CLOSE_RUN.run(
                 self._redis, (self._keys.open_runs, self._keys.open_run_by_task), (head.id, head.task.id)
             )
+            gone_ms = head.created_at_ms - KEPT_SECONDS * 1000
+            for key in (self._keys.runs, self._keys.runs_of(head.task.id)):
+                await run_command(self._redis, "ZREMRANGEBYSCORE", key, "-inf", gone_ms)
 
     async def _keep_head(self, head: RunHead) -> None:
         with redis_errors("writing a run"):
