@@ -126,7 +126,10 @@ async def call(channel: grpc.aio.Channel, path: str, request: bytes = b"") -> by
 async def test_every_package_is_served(channel: grpc.aio.Channel, package: str) -> None:
     service = f"/emqx.exhook.{package}.HookProvider"
     loaded = LoadedResponse.FromString(await call(channel, f"{service}/OnProviderLoaded"))
-    assert [hook.name for hook in loaded.hooks] == ["message.publish"]
+    assert [hook.name for hook in loaded.hooks] == [
+        *("message.publish", "message.acked", "message.dropped"),
+        *("client.connected", "session.resumed", "client.disconnected"),
+    ]
     answer = ValuedResponse.FromString(await call(channel, f"{service}/OnMessagePublish", CHECK))
     assert answer.message.topic == "command_send/d1"
 

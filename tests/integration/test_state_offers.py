@@ -12,10 +12,12 @@ from redis.asyncio import Redis
 
 from ota_hook.model import OpenOffer, Outcome, SettledOffer
 from ota_hook.ports import Report
+from ota_hook.progress import Said
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
 from tests.integration.hot_state import HotState, answered, hot_state, imported
+from tests.integration.waiting import eventually
 
 OFFER = OpenOffer(
     module="main",
@@ -177,9 +179,29 @@ async def test_notes_that_redis_did_not_take_are_counted_and_nothing_else_happen
         await pipe.close()
     hot.offers.record_offer("d", replace(OFFER, firmware_id="01JNEWER"))
     hot.offers.settle_offer("d", OFFER, Outcome.FAILED, code="", settled_at_ms=9)
+    assert hot.offers.lost == 1
+    hot.offers.close()  # an outcome is kept until Redis is back, or the process ends
     assert hot.offers.lost == 2
     assert await open_offers(devices) == (OFFER,)
     assert await offers.load_history("d") == []
+
+
+async def test_what_became_of_an_offer_while_redis_was_away_is_noted_when_it_is_back(
+    offers: RedisOffers, devices: RedisDevices, hot: HotState
+) -> None:
+    await hot.record("d", OFFER)
+    for pipe in hot.all_pipes():
+        await pipe.close()
+    hot.offers.track_offer("d", Said(None, None, Outcome.FAILED, "flash_failed"), at_ms=9)
+    for pipe in hot.all_pipes():
+        await pipe.start()
+
+    async def is_noted() -> bool:
+        return [settled.code for settled in await offers.load_history("d")] == ["flash_failed"]
+
+    await eventually(is_noted)
+    assert await open_offers(devices) == ()
+    assert hot.offers.lost == 0
 
 
 async def test_a_note_is_kept_though_redis_forgot_its_script(
