@@ -20,6 +20,7 @@ import httpx
 import orjson
 import pytest
 
+from ota_hook.rollout.sender import BATCH
 from tests.e2e.service import COMMAND, Service, clean_environment, free_port, running, upload
 from tests.redis_process import redis_process
 
@@ -198,7 +199,7 @@ async def test_every_device_ends_in_the_one_outcome_that_is_true(tmp_path: Path)
                 assert all(len(found) == 1 for found in ids.values()), {n: i for n, i in ids.items() if len(i) > 1}
                 assert {name: {outcomes[name]["command_id"]} for name in ids} == ids
                 twice = [name for name, copies in fleet.copies.items() if sum(copies.values()) > 1]
-                assert len(twice) <= 3 * 8 * 100, twice
+                assert len(twice) <= 3 * BATCH, twice
             finally:
                 for worker in workers:
                     worker.kill()
