@@ -25,7 +25,7 @@ from tests.e2e.service import COMMAND, Service, clean_environment, free_port, ru
 from tests.redis_process import redis_process
 
 DEVICES = int(os.environ.get("OTA_HOOK_TEST_PUSH_DEVICES", "200"))
-TIMEOUT_S = 20
+TIMEOUT_S = 10
 ROUND_S = 0.5
 WITHIN_S = 120 + DEVICES * 0.15
 RATE_PER_MINUTE = DEVICES * 6
