@@ -126,6 +126,7 @@ if old and old[FIRMWARE] == new[FIRMWARE] then
   while #ids > {OFFER_COMMAND_IDS} do table.remove(ids, 1) end
   new[IDS] = ids
   new[OFFERED_AT] = math.max(old[OFFERED_AT], new[OFFERED_AT])
+  new[STEP], new[NOTE] = old[STEP] or 'offered', old[NOTE] or ''  -- what it has said of it still holds
 elseif old then
   superseded = old[FIRMWARE]
   keep_settled(KEYS[2], old, 'superseded', new[OFFERED_AT], '')

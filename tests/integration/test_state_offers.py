@@ -204,6 +204,18 @@ async def test_what_became_of_an_offer_while_redis_was_away_is_noted_when_it_is_
     assert hot.offers.lost == 0
 
 
+async def test_an_offer_that_is_repeated_stays_where_it_is_and_no_step_counts_twice(
+    offers: RedisOffers, devices: RedisDevices, hot: HotState
+) -> None:
+    for command_id in (1, 2):
+        await hot.record("d", replace(OFFER, command_ids=(command_id,)))
+        hot.offers.track_offer("d", Said(None, "main", Outcome.DOWNLOADING, ""), at_ms=9)
+        await hot.noted()
+    assert [offer.outcome for offer in await open_offers(devices)] == [Outcome.DOWNLOADING]
+    counters = (await offers.load_counters([OFFER.firmware_id]))[OFFER.firmware_id]
+    assert counters == {"offered": 1, "downloading": 1}
+
+
 async def test_a_note_is_kept_though_redis_forgot_its_script(
     redis: Redis, devices: RedisDevices, offers: RedisOffers, hot: HotState
 ) -> None:
