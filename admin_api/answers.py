@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from admin_api.conditions import Preconditions
 from ota_hook.model import CatalogueChange
-from ota_hook.ports import Catalogue
+from ota_hook.ports.catalogue import Catalogue
 from ota_hook.snapshot import Snapshot
 
 _PROBLEM_CONTENT: Final = {

@@ -10,7 +10,7 @@ from fastapi import Depends, Header
 
 from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceType, DocumentKind, Firmware, Rule
-from ota_hook.ports import ExpectedDevice
+from ota_hook.ports.devices import ExpectedDevice
 from ota_hook.snapshot import Snapshot
 from ota_hook.task import Task
 

@@ -12,17 +12,15 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 from ulid import ULID
 
-from ota_hook.ports import (
-    Catalogue,
-    DeviceStore,
-    FirmwareStops,
-    IdempotencyStore,
-    OfferStore,
-    PackageStore,
-    RunStore,
-    TaskStore,
-    WorkQueue,
-)
+from ota_hook.ports.catalogue import Catalogue
+from ota_hook.ports.devices import DeviceStore
+from ota_hook.ports.idempotency import IdempotencyStore
+from ota_hook.ports.offers import OfferStore
+from ota_hook.ports.packages import PackageStore
+from ota_hook.ports.runs import RunStore
+from ota_hook.ports.stops import FirmwareStops
+from ota_hook.ports.tasks import TaskStore
+from ota_hook.ports.work import WorkQueue
 
 DEFAULT_MAX_UPLOAD_BYTES: Final = 1024**3
 

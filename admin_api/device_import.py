@@ -19,7 +19,7 @@ from admin_api.documents import ImportOut, LineError
 from admin_api.one_behind import OneBehind
 from ota_hook._device_set import DeviceSetBuilder
 from ota_hook.errors import ConflictError, InputError
-from ota_hook.ports import DeviceEntry, DeviceImport, DeviceStore, ImportedBatch
+from ota_hook.ports.devices import DeviceEntry, DeviceImport, DeviceStore, ImportedBatch
 
 BATCH: Final = 500
 """Devices; packing them for Redis takes two milliseconds, in which nothing else runs."""

@@ -21,7 +21,8 @@ from admin_api.faults import describe_fault
 from ota_hook.admission import check_version, find_type
 from ota_hook.errors import InputError
 from ota_hook.model import TAGS_MAX, VERSION_MAX_BYTES, DeviceState, is_direct_identifier, is_tag
-from ota_hook.ports import DeviceEntry, SnapshotSource
+from ota_hook.ports.catalogue import SnapshotSource
+from ota_hook.ports.devices import DeviceEntry
 from ota_hook.snapshot import Snapshot
 
 _FIELDS: Final = frozenset({"identifier", "type", "versions", "tags"})

@@ -26,7 +26,7 @@ from admin_api.problems import problem_response
 from ota_hook.admission import find_firmware
 from ota_hook.errors import DependencyError, InputError, NotFound
 from ota_hook.model import Firmware
-from ota_hook.ports import PackageReader
+from ota_hook.ports.packages import PackageReader
 
 router = APIRouter(tags=["downloads"])
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from admin_api.auth import PRINCIPAL_KEY
 from admin_api.context import AdminContext
 from ota_hook.errors import DependencyError, InputError, OtaHookError
-from ota_hook.ports import Replay
+from ota_hook.ports.idempotency import Replay
 
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"

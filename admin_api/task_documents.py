@@ -12,7 +12,8 @@ from admin_api.documents import Attribute, Document, Identifier, Key, Name, chec
 from ota_hook.admission import check_distinct
 from ota_hook.errors import InputError
 from ota_hook.model import Interval, Manual, Once, Repeat, Schedule, Window
-from ota_hook.ports import DeadWork, SkippedDue
+from ota_hook.ports.tasks import SkippedDue
+from ota_hook.ports.work import DeadWork
 from ota_hook.rollout.schedule import describe, parse_interval, parse_moment, parse_repeat, parse_window
 from ota_hook.task import (
     DEFAULT_BACKOFF_S,

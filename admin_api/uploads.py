@@ -22,7 +22,7 @@ from ota_hook.admission import FIRMWARE_TAGS_MAX, INLINE_DEVICES_MAX, SOURCE_VER
 from ota_hook.errors import InputError
 from ota_hook.model import Package
 from ota_hook.packages.inspect import read_filename
-from ota_hook.ports import IncomingPackage, PackageStore
+from ota_hook.ports.packages import IncomingPackage, PackageStore
 
 FIELD_MAX_BYTES: Final = 1024
 BOUNDARY_MAX_BYTES: Final = 70

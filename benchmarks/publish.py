@@ -39,7 +39,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.deployment import wait_for_port
 from benchmarks.surroundings import LOAD_CORE, SERVER_CORE, Usage, describe, farewell, on_core, say
-from ota_hook.ports import Message, Publisher
+from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.emqx_api import EmqxApiPublisher
 from ota_hook.publish.mqtt import MqttPublisher
 from tests.e2e.service import free_port

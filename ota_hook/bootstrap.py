@@ -38,7 +38,7 @@ from ota_hook.exhook.workers import WorkerPool, on_parent_gone
 from ota_hook.log import configure_logging
 from ota_hook.metrics import HookMetrics
 from ota_hook.packages.store import LocalPackageStore
-from ota_hook.ports import Publisher
+from ota_hook.ports.commands import Publisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner

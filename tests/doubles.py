@@ -20,7 +20,8 @@ from ota_hook.model import (
     Rule,
     SettledOffer,
 )
-from ota_hook.ports import DeviceDone, Message, Report
+from ota_hook.ports.commands import Message
+from ota_hook.ports.device_messages import DeviceDone, Report
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 

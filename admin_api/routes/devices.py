@@ -33,7 +33,7 @@ from admin_api.patches import check_patch
 from ota_hook.admission import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import is_direct_identifier
-from ota_hook.ports import StoredDevice
+from ota_hook.ports.devices import StoredDevice
 
 router = APIRouter(tags=["devices"], route_class=JsonRoute)
 streams = APIRouter(tags=["devices"])

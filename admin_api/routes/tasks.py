@@ -30,7 +30,7 @@ from admin_api.task_documents import (
 from ota_hook.admission import check_ulid
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import Once
-from ota_hook.ports import RunMade, StoredTask
+from ota_hook.ports.tasks import RunMade, StoredTask
 from ota_hook.rollout.schedule import next_due
 from ota_hook.task import Run, RunHead, RunState, Task
 from ota_hook.task_admission import admit_task

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from ota_hook.metrics import HookMetrics
-from ota_hook.ports import Report
+from ota_hook.ports.device_messages import Report
 
 LATE_REPORTS_MAX: Final = 100_000
 _BATCH: Final = 500

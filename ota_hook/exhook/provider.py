@@ -45,7 +45,9 @@ from ota_hook.exhook.late_reports import LateReports
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, Outcome, is_direct_identifier
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIds, DeviceStates, OpenOffers, Presence, Publisher, Report, SnapshotSource
+from ota_hook.ports.catalogue import SnapshotSource
+from ota_hook.ports.commands import CommandIds, Publisher
+from ota_hook.ports.device_messages import DeviceStates, OpenOffers, Presence, Report
 from ota_hook.progress import PROGRESS_EVENT, UNDELIVERED, Said, read_command, read_progress, read_reply
 
 PACKAGES: Final = ("emqx.exhook.v1", "emqx.exhook.v2", "emqx.exhook.v3")

@@ -38,7 +38,7 @@ class _Run(Protocol):
 
 
 class LocalPackageStore:
-    """The package store of one folder, which several processes may share. Implements ports.PackageStore."""
+    """The package store of one folder, which several processes may share. Implements ports.packages.PackageStore."""
 
     def __init__(self, root: Path) -> None:
         """Makes the folder where it is missing; DependencyError where that fails."""
@@ -102,7 +102,7 @@ class LocalPackageStore:
 
 
 class IncomingFile:
-    """One package while it arrives. Implements ports.IncomingPackage; used by one task."""
+    """One package while it arrives. Implements ports.packages.IncomingPackage; used by one task."""
 
     def __init__(self, path: Path, final: Path, run: _Run) -> None:
         self._path = path
@@ -186,7 +186,7 @@ class IncomingFile:
 
 
 class FileReader:
-    """One open package. Implements ports.PackageReader."""
+    """One open package. Implements ports.packages.PackageReader."""
 
     def __init__(self, descriptor: int, run: _Run) -> None:
         self._descriptor = descriptor

@@ -7,7 +7,7 @@ from typing import Final
 
 from ota_hook.dialect import is_publishable
 from ota_hook.errors import DependencyError
-from ota_hook.ports import Message
+from ota_hook.ports.commands import Message
 
 _PAYLOAD_MAX_BYTES: Final = 256 * 1000 * 1000
 """A little less than what MQTT's packets can hold; brokers take far less (EMQX 1 MiB)."""

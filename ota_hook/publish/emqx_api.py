@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 from ota_hook.errors import ConfigurationError, DependencyError
-from ota_hook.ports import Message
+from ota_hook.ports.commands import Message
 from ota_hook.publish.batch import Batch, find_fault
 
 _PATH: Final = "/api/v5/publish/bulk"
@@ -35,7 +35,7 @@ _MENDS: Final[dict[int, str]] = {
 
 
 class EmqxApiPublisher:
-    """ports.Publisher. `url` is `http(s)://HOST:PORT`, before `/api/v5`.
+    """ports.commands.Publisher. `url` is `http(s)://HOST:PORT`, before `/api/v5`.
 
     At most `connections` requests are under way, each of at most `batch_max` messages; what is published meanwhile
     waits, as much as callers do, and leaves with the next one. The requests with messages to one topic follow one
@@ -94,7 +94,7 @@ class EmqxApiPublisher:
             raise error
 
     async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
-        """ports.Publisher's, each as `publish`."""
+        """ports.commands.Publisher's, each as `publish`."""
         batch = Batch(len(messages))
         lanes = self._lanes
         for place, message in enumerate(messages):

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import structlog
 
 from ota_hook.errors import ConfigurationError, DependencyError
-from ota_hook.ports import Message
+from ota_hook.ports.commands import Message
 from ota_hook.publish.batch import Batch, find_fault
 from ota_hook.publish.session import PublishSession, SessionError
 
@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 class MqttPublisher:
-    """ports.Publisher. `url` is `mqtt://` or `mqtts://`, `user:password@` percent-encoded where needed.
+    """ports.commands.Publisher. `url` is `mqtt://` or `mqtts://`, `user:password@` percent-encoded where needed.
 
     A topic has its connection, and another one only while that is away. Of each connection at most `in_flight_max`
     publishes are not acknowledged; more wait, as many as callers do. A connection on which the broker leaves one
@@ -98,7 +98,7 @@ class MqttPublisher:
             raise error
 
     async def publish_many(self, messages: Sequence[Message]) -> list[DependencyError | None]:
-        """ports.Publisher's, each as `publish`."""
+        """ports.commands.Publisher's, each as `publish`."""
         batch = Batch(len(messages))
         for index, message in enumerate(messages):
             error = find_fault(message)

@@ -23,7 +23,7 @@ _TIMEOUT_S: Final = 10.0
 
 
 class Webhook:
-    """ports.Listener: POSTs to one URL. An answer from 200 to 299 says that it was heard."""
+    """ports.notices.Listener: POSTs to one URL. An answer from 200 to 299 says that it was heard."""
 
     def __init__(self, url: str, secret: str, *, clock_s: Callable[[], float] = time.time) -> None:
         self._url = url
@@ -32,7 +32,7 @@ class Webhook:
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False)
 
     async def tell(self, notice_id: str, body: dict[str, object]) -> None:
-        """See ports.Listener."""
+        """See ports.notices.Listener."""
         payload = orjson.dumps({"id": notice_id, **body})
         headers = {
             "content-type": "application/json",

@@ -12,7 +12,12 @@ import structlog
 
 from ota_hook.decide import decide_report
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
-from ota_hook.ports import DeviceStore, Notices, OfferStore, RunStore, SnapshotSource, WorkQueue
+from ota_hook.ports.catalogue import SnapshotSource
+from ota_hook.ports.devices import DeviceStore
+from ota_hook.ports.notices import Notices
+from ota_hook.ports.offers import OfferStore
+from ota_hook.ports.runs import RunStore
+from ota_hook.ports.work import WorkQueue
 from ota_hook.progress import UNDELIVERED
 from ota_hook.rollout.schedule import is_open, next_opening
 from ota_hook.task import Run, RunDevice, RunHead, RunState

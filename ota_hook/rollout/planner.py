@@ -12,7 +12,9 @@ from typing import Final
 
 from ota_hook.decide import OfferUpdate, decide_push, push_rule
 from ota_hook.model import Outcome
-from ota_hook.ports import DeviceStore, PlanPosition, RunStore, SnapshotSource
+from ota_hook.ports.catalogue import SnapshotSource
+from ota_hook.ports.devices import DeviceStore
+from ota_hook.ports.runs import PlanPosition, RunStore
 from ota_hook.snapshot import Snapshot
 from ota_hook.task import RunDevice, RunHead, RunState, Task
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from ota_hook.ports import TaskStore
+from ota_hook.ports.tasks import TaskStore
 from ota_hook.rollout.schedule import next_due
 from ota_hook.task import Missed, RunHead
 

@@ -19,7 +19,11 @@ from ota_hook.dialect import BadMessage, Dialect, upgrade_command
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState, OpenOffer, Outcome
 from ota_hook.packages.urls import package_url
-from ota_hook.ports import CommandIdBlocks, DeviceStore, Message, OfferStore, Publisher, RunStore, SnapshotSource
+from ota_hook.ports.catalogue import SnapshotSource
+from ota_hook.ports.commands import CommandIdBlocks, Message, Publisher
+from ota_hook.ports.devices import DeviceStore
+from ota_hook.ports.offers import OfferStore
+from ota_hook.ports.runs import RunStore
 from ota_hook.task import RunDevice, RunHead
 
 BATCH: Final = 100

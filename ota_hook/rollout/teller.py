@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from ota_hook.errors import DependencyError, OtaHookError
-from ota_hook.ports import Listener, Notice, NoticeSource
+from ota_hook.ports.notices import Listener, Notice, NoticeSource
 
 ATTEMPTS_MAX: Final = 20
 _AT_ONCE: Final = 10

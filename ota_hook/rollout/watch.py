@@ -12,7 +12,10 @@ from typing import Final
 import structlog
 
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware, Outcome
-from ota_hook.ports import Catalogue, FirmwareStops, Notices, OfferStore
+from ota_hook.ports.catalogue import Catalogue
+from ota_hook.ports.notices import Notices
+from ota_hook.ports.offers import OfferStore
+from ota_hook.ports.stops import FirmwareStops
 from ota_hook.snapshot import Snapshot
 from ota_hook.task import FirmwareStop
 

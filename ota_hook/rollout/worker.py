@@ -16,7 +16,8 @@ import structlog
 
 from ota_hook.errors import OtaHookError
 from ota_hook.model import Outcome
-from ota_hook.ports import RunEvents, RunStore, Work, WorkQueue
+from ota_hook.ports.runs import RunEvents, RunStore
+from ota_hook.ports.work import Work, WorkQueue
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler

@@ -1,4 +1,4 @@
-"""The catalogue in Redis: implements ports.Catalogue and ports.SnapshotSource.
+"""The catalogue in Redis: implements ports.catalogue.Catalogue and ports.catalogue.SnapshotSource.
 
 Owns the documents, the revision that counts their changes, and this process's snapshot of them. Each change has a
 random token beside its revision: a Redis that came back with other data (an older copy, a lost second) is noticed even
@@ -50,7 +50,7 @@ _log = structlog.get_logger("ota_hook.state.catalogue")
 
 
 class RedisCatalogue:
-    """ports.Catalogue and ports.SnapshotSource: this process's snapshot, kept fresh by a task of its own."""
+    """Catalogue and SnapshotSource of ports.catalogue: this process's snapshot, kept fresh by a task of its own."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
@@ -101,7 +101,7 @@ class RedisCatalogue:
         self._task = None
 
     async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot:
-        """See ports.Catalogue. `decide` must be pure: it runs once per attempt.
+        """See ports.catalogue.Catalogue. `decide` must be pure: it runs once per attempt.
 
         InputError for a document that the snapshot refuses, before anything is written. DependencyError where Redis
         fails; its text says whether the change was written, or that this is not known.
@@ -115,11 +115,11 @@ class RedisCatalogue:
         raise DependencyError("Others keep changing the catalogue; nothing was changed.", mend="Try again.")
 
     async def stage_device_list(self, identifiers: AsyncIterator[list[str]]) -> tuple[str, DeviceSet]:
-        """See ports.Catalogue. InputError for more than a million."""
+        """See ports.catalogue.Catalogue. InputError for more than a million."""
         return await self._lists.stage(identifiers)
 
     def read_device_list(self, name: str) -> AsyncGenerator[list[str]]:
-        """See ports.Catalogue."""
+        """See ports.catalogue.Catalogue."""
         members = self._current.device_lists.get(name)
         return self._lists.read(name, None if members is None else len(members))
 

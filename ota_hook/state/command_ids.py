@@ -1,4 +1,4 @@
-"""Blocks of command ids for who can wait: implements ports.CommandIdBlocks. hot.py has the hook's own."""
+"""Blocks of command ids for who can wait: implements ports.commands.CommandIdBlocks. hot.py has the hook's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK: Final = 8_192
 
 
 class RedisCommandIds:
-    """ports.CommandIdBlocks. What is left of a block when the process ends is skipped."""
+    """ports.commands.CommandIdBlocks. What is left of a block when the process ends is skipped."""
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
@@ -21,7 +21,7 @@ class RedisCommandIds:
         self._next = self._end = 0
 
     async def take_block(self, count: int) -> int:
-        """See ports.CommandIdBlocks."""
+        """See ports.commands.CommandIdBlocks."""
         if self._end - self._next < count:
             with redis_errors("taking command ids"):
                 last = await run_command(self._redis, "INCRBY", self._key, BLOCK)

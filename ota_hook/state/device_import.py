@@ -1,4 +1,4 @@
-"""Writing many devices, as fast as Redis takes them: implements ports.DeviceImport.
+"""Writing many devices, as fast as Redis takes them: implements ports.devices.DeviceImport.
 
 Fifty devices of one server share a run of a script; in a Cluster, those whose keys share a slot. What was written is
 confirmed once, at the end: WAITAOF may take a second each time.
@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import ReportedVersion
-from ota_hook.ports import DeviceEntry, ImportedBatch
+from ota_hook.ports.devices import DeviceEntry, ImportedBatch
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
 from ota_hook.state.device_scripts import IMPORT
 from ota_hook.state.durability import DurableWriter, list_server_runs
@@ -42,7 +42,7 @@ def pack_typed(device_type: str, versions: Mapping[str, str], tags: tuple[str, .
 
 
 class RedisDeviceImport:
-    """ports.DeviceImport; `begin` makes one."""
+    """ports.devices.DeviceImport; `begin` makes one."""
 
     def __init__(self, redis: RedisClient, keys: Keys, writer: DurableWriter, runs: frozenset[str]) -> None:
         self._redis = redis
@@ -57,7 +57,7 @@ class RedisDeviceImport:
             return cls(redis, keys, writer, await list_server_runs(redis))
 
     async def write(self, devices: Sequence[DeviceEntry]) -> ImportedBatch:
-        """See ports.DeviceImport."""
+        """See ports.devices.DeviceImport."""
         calls = self._calls(devices)
         with redis_errors("importing devices"):
             results, _ = await run_pipelined(self._redis, IMPORT, calls)
@@ -68,7 +68,7 @@ class RedisDeviceImport:
         return ImportedBatch(created, len(devices) - created - len(unreadable), unreadable)
 
     async def confirm(self) -> None:
-        """See ports.DeviceImport."""
+        """See ports.devices.DeviceImport."""
         await self._writer.confirm(list(self._written.values()))
         with redis_errors("confirming an import"):
             runs = await list_server_runs(self._redis)

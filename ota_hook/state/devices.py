@@ -1,4 +1,4 @@
-"""Devices in Redis and what they reported: implements ports.DeviceStore.
+"""Devices in Redis and what they reported: implements ports.devices.DeviceStore.
 
 Owns the hashes of devices (with device_scripts.py, and device_import.py for many). A bucket's devices are the fields
 of one hash that stays in Redis's compact encoding (16 bytes of overhead per bucket, 4 per device); a state or
@@ -29,7 +29,8 @@ import structlog
 
 from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import DeviceState
-from ota_hook.ports import ANY_DEVICE, ExpectedDevice, Report, StoredDevice
+from ota_hook.ports.device_messages import Report
+from ota_hook.ports.devices import ANY_DEVICE, ExpectedDevice, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_commands, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
@@ -64,7 +65,7 @@ _log = structlog.get_logger("ota_hook.state.devices")
 
 
 class RedisDevices:
-    """ports.DeviceStore. `writer` confirms what operators write. Reports come through hot.py."""
+    """ports.devices.DeviceStore. `writer` confirms what operators write. Reports come through hot.py."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
@@ -72,18 +73,18 @@ class RedisDevices:
         self._writer = writer or DurableWriter(redis)
 
     async def load_device(self, identifier: str) -> DeviceState | None:
-        """See ports.DeviceStore. One round trip."""
+        """See ports.devices.DeviceStore. One round trip."""
         stored = await self.load_stored(identifier)
         return stored.state if stored else None
 
     async def load_stored(self, identifier: str) -> StoredDevice | None:
-        """See ports.DeviceStore. One round trip."""
+        """See ports.devices.DeviceStore. One round trip."""
         with redis_errors("reading a device"):
             stored = await LOAD.run(self._redis, self._touched(identifier), (as_bytes(identifier),))
         return _stored_device(identifier, *stored) if stored else None
 
     async def load_devices(self, identifiers: Sequence[str]) -> list[DeviceState | None]:
-        """See ports.DeviceStore. One round trip for 500."""
+        """See ports.devices.DeviceStore. One round trip for 500."""
         found: list[DeviceState | None] = []
         with redis_errors("reading devices"):
             for start in range(0, len(identifiers), _LOAD_BATCH):
@@ -97,7 +98,7 @@ class RedisDevices:
         return found
 
     async def load_presence(self, identifiers: Sequence[str]) -> list[bool]:
-        """See ports.DeviceStore."""
+        """See ports.devices.DeviceStore."""
         with redis_errors("looking who is connected"):
             found = await run_commands(
                 self._redis,
@@ -117,7 +118,7 @@ class RedisDevices:
         *,
         expected: ExpectedDevice = ANY_DEVICE,
     ) -> bool:
-        """See ports.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
+        """See ports.devices.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
         arguments = (*_expectation(expected), *put_arguments(identifier, device_type, versions, tags))
         (result,) = await self._writer.write_or_fail(PUT, [(self._touched_by_admin(identifier), arguments)])
         _refuse_conflict(result, identifier)
@@ -128,7 +129,7 @@ class RedisDevices:
     async def create_device(
         self, identifier: str, device_type: str, versions: Mapping[str, str], tags: tuple[str, ...] = ()
     ) -> bool:
-        """See ports.DeviceStore."""
+        """See ports.devices.DeviceStore."""
         call: Call = (self._touched(identifier), (as_bytes(identifier), pack_typed(device_type, versions, tags)))
         (created,) = await self._writer.write_or_fail(CREATE, [call])
         return bool(created)
@@ -142,7 +143,7 @@ class RedisDevices:
         *,
         expected: ExpectedDevice = ANY_DEVICE,
     ) -> StoredDevice | None:
-        """See ports.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
+        """See ports.devices.DeviceStore. A device that gets another type loses its open offers: they are cancelled."""
         arguments: list[Argument] = [
             *_expectation(expected),
             as_bytes(identifier),
@@ -160,7 +161,7 @@ class RedisDevices:
         return _stored_device(identifier, packed, offers)
 
     async def count_unknown(self, identifiers: Sequence[str]) -> int:
-        """See ports.DeviceStore. Pipelined in batches."""
+        """See ports.devices.DeviceStore. Pipelined in batches."""
         known = 0
         with redis_errors("looking for devices"):
             for start in range(0, len(identifiers), _LOAD_BATCH):
@@ -183,11 +184,11 @@ class RedisDevices:
         return list(calls.values())
 
     async def begin_import(self) -> RedisDeviceImport:
-        """See ports.DeviceStore."""
+        """See ports.devices.DeviceStore."""
         return await RedisDeviceImport.begin(self._redis, self._keys, self._writer)
 
     async def delete_device(self, identifier: str, *, expected: ExpectedDevice = ANY_DEVICE) -> bool:
-        """See ports.DeviceStore. Its open offers count as cancelled."""
+        """See ports.devices.DeviceStore. Its open offers count as cancelled."""
         call: Call = (self._touched_by_admin(identifier), (*_expectation(expected), as_bytes(identifier)))
         (result,) = await self._writer.write_or_fail(DELETE, [call])
         _refuse_conflict(result, identifier)
@@ -196,7 +197,7 @@ class RedisDevices:
         return bool(existed)
 
     async def scan_buckets(self, first: int = 0) -> AsyncGenerator[tuple[int, bytes]]:
-        """See ports.DeviceStore. Each is read at one moment; see records.unpack_bucket for what is in it."""
+        """See ports.devices.DeviceStore. Each is read at one moment; see records.unpack_bucket for what is in it."""
         async with aclosing(self._buckets(first)) as buckets:
             async for number, blob in buckets:
                 yield number, blob
@@ -208,7 +209,7 @@ class RedisDevices:
         tag: str | None = None,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> AsyncIterator[DeviceState]:
-        """See ports.DeviceStore. A device that comes or goes while the scan runs may be seen or not."""
+        """See ports.devices.DeviceStore. A device that comes or goes while the scan runs may be seen or not."""
         wanted = _Wanted(device_type, tag, on_unreadable)
         async for _, blob in self.scan_buckets():
             for identifier, packed in unpack_bucket(blob):
@@ -219,7 +220,9 @@ class RedisDevices:
     async def page_devices(
         self, *, cursor: str | None, limit: int, device_type: str | None = None, tag: str | None = None
     ) -> tuple[list[DeviceState], str | None]:
-        """See ports.DeviceStore. Ordered by bucket, then identifier: a page is never shifted by what comes or goes.
+        """See ports.devices.DeviceStore.
+
+        Ordered by bucket, then identifier: a page is never shifted by what comes or goes.
 
         Reads on until the page is full or the devices end, so a rare type or tag costs a reading of all.
         """

@@ -1,4 +1,4 @@
-"""Which hook processes are alive: implements ports.HookLiveness.
+"""Which hook processes are alive: implements ports.liveness.HookLiveness.
 
 Owns one sorted set. Must not know what a process does, nor what follows from its silence.
 """

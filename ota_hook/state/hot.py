@@ -17,7 +17,7 @@ import structlog
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
-from ota_hook.ports import DeviceDone, Report
+from ota_hook.ports.device_messages import DeviceDone, Report
 from ota_hook.progress import Said
 from ota_hook.state.connection import Argument, Script
 from ota_hook.state.device_scripts import REPORT
@@ -86,7 +86,7 @@ def _read_device(identifier: str, packed: bytes, offers: bytes | None = None) ->
 
 
 class HotDevices:
-    """ports.DeviceStates."""
+    """ports.device_messages.DeviceStates."""
 
     def __init__(self, pipes: Pipes, keys: Keys, *, refresh_ms: int = DEFAULT_REFRESH_MS) -> None:
         self._pipes = pipes
@@ -96,7 +96,7 @@ class HotDevices:
         self._keepers: Mapping[str, bytes] = {}
 
     def load_device(self, identifier: str, done: DeviceDone) -> None:
-        """See ports.DeviceStates. A second round trip for the few whose state does not fit the compact hash."""
+        """See ports.device_messages.DeviceStates. A second round trip where the state does not fit the compact hash."""
         name = identifier.encode()
         bucket = self._keys.bucket_of_name(name)
         if len(name) > COMPACT_MAX_BYTES:
@@ -133,7 +133,7 @@ class HotDevices:
         self._pipes.of(key).submit(pack(("HGET", key, name)), read)
 
     def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
-        """See ports.DeviceStates. `kept_by_type` must not be changed after it was passed.
+        """See ports.device_messages.DeviceStates. `kept_by_type` must not be changed after it was passed.
 
         A type that it does not name registers nobody: it may be gone since the report came.
         """
@@ -161,7 +161,7 @@ class HotDevices:
 
 
 class HotOffers:
-    """ports.OpenOffers. What could not be noted is counted in `lost`.
+    """ports.device_messages.OpenOffers. What could not be noted is counted in `lost`.
 
     What devices said of offers is kept while Redis is away, within a bound, and noted when it is back.
     """
@@ -174,7 +174,7 @@ class HotOffers:
         self.lost = 0
 
     def record_offer(self, identifier: str, offer: OpenOffer) -> None:
-        """See ports.OpenOffers. An offer to a device that is not registered (any more) is not kept."""
+        """See ports.device_messages.OpenOffers. An offer to a device that is not registered (any more) is not kept."""
         touched, arguments = record_call(self._keys, identifier, offer)
 
         def count(reply: Any) -> None:  # noqa: ANN401
@@ -195,7 +195,7 @@ class HotOffers:
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
     ) -> None:
-        """See ports.OpenOffers. The history keeps the offer as stored, with every command id."""
+        """See ports.device_messages.OpenOffers. The history keeps the offer as stored, with every command id."""
         touched, arguments = settle_call(self._keys, identifier, offer, outcome, code=code, settled_at_ms=settled_at_ms)
 
         def count(reply: Any) -> None:  # noqa: ANN401
@@ -211,7 +211,7 @@ class HotOffers:
         self._insist(lambda done: _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, done), count)
 
     def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
-        """See ports.OpenOffers."""
+        """See ports.device_messages.OpenOffers."""
         bucket = self._keys.bucket_of(identifier)
         touched = (self._keys.offers(bucket), self._keys.history(bucket, identifier))
         arguments = (
@@ -284,7 +284,10 @@ class HotOffers:
 
 
 class HotPresence:
-    """ports.Presence. `patience_ms`: after so long without an ack a command is taken for one that was not delivered."""
+    """ports.device_messages.Presence.
+
+    `patience_ms`: after so long without an ack a command is taken for one that was not delivered.
+    """
 
     def __init__(self, pipes: Pipes, keys: Keys, *, patience_ms: int = DEFAULT_PATIENCE_MS) -> None:
         self._pipes = pipes
@@ -292,7 +295,7 @@ class HotPresence:
         self._patience_ms = patience_ms
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
-        """See ports.Presence."""
+        """See ports.device_messages.Presence."""
         bucket = self._keys.bucket_of(identifier)
         touched = (
             self._keys.offers(bucket),
@@ -312,7 +315,7 @@ class HotPresence:
         _run_script(self._pipes.of(touched[0]), COME_BACK, touched, arguments, tell)
 
     def go(self, identifier: str, connection: str) -> None:
-        """See ports.Presence."""
+        """See ports.device_messages.Presence."""
         key = self._keys.presence(self._keys.bucket_of(identifier))
         _run_script(self._pipes.of(key), GO_AWAY, (key,), (as_bytes(identifier), as_bytes(connection)), _forget)
 
@@ -322,7 +325,7 @@ def _forget(reply: Any) -> None:  # noqa: ANN401
 
 
 class HotCommandIds:
-    """ports.CommandIds. Blocks are taken with INCRBY ahead of need; what a process does not use is skipped."""
+    """ports.commands.CommandIds. Blocks are taken with INCRBY ahead of need; what a process does not use is skipped."""
 
     def __init__(self, pipes: Pipes, keys: Keys, *, block: int = ID_BLOCK) -> None:
         self._pipes = pipes
@@ -347,7 +350,7 @@ class HotCommandIds:
             self._retry.cancel()
 
     def next_id(self) -> int:
-        """See ports.CommandIds."""
+        """See ports.commands.CommandIds."""
         if self._next == self._end:
             if not self._ahead:
                 self._ask()

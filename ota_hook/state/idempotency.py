@@ -1,4 +1,4 @@
-"""Requests under an `Idempotency-Key`, run once: implements ports.IdempotencyStore.
+"""Requests under an `Idempotency-Key`, run once: implements ports.idempotency.IdempotencyStore.
 
 Owns the expiring keys of such requests. Must not know what a request does, nor HTTP beyond status, headers and body.
 """
@@ -13,7 +13,7 @@ import msgpack
 from ulid import ULID
 
 from ota_hook.errors import ConflictError, InputError
-from ota_hook.ports import Begun, Replay
+from ota_hook.ports.idempotency import Begun, Replay
 from ota_hook.state.connection import RedisClient, Script, redis_errors
 from ota_hook.state.keys import Keys, as_bytes, as_text
 
@@ -67,7 +67,7 @@ end
 
 
 class RedisIdempotency:
-    """ports.IdempotencyStore."""
+    """ports.idempotency.IdempotencyStore."""
 
     def __init__(
         self, redis: RedisClient, keys: Keys, *, keep_ms: int = DEFAULT_KEEP_MS, lock_ms: int = DEFAULT_LOCK_MS
@@ -114,7 +114,7 @@ class RedisIdempotency:
             await _FINISH.run(self._redis, [begun.key], arguments)
 
     async def abandon(self, begun: Begun, *, maybe_written: bool = False) -> None:
-        """See ports.IdempotencyStore."""
+        """See ports.idempotency.IdempotencyStore."""
         ids = (*begun.earlier_ids, begun.new_id) if maybe_written else begun.earlier_ids
         lives_ms = max(1, self._keep_ms - self._lock_ms)  # so old that its lock has run out
         with redis_errors("forgetting the request"):

@@ -1,4 +1,4 @@
-"""What people outside shall hear of, until it was told: implements ports.Notices and ports.NoticeSource.
+"""What people outside shall hear of, until it was told: implements Notices and NoticeSource of ports.notices.
 
 Must not know how it is told.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from ota_hook.ports import Notice
+from ota_hook.ports.notices import Notice
 from ota_hook.state.connection import RedisClient, redis_errors, run_command
 from ota_hook.state.keys import Keys
 from ota_hook.state.streams import SharedStream
@@ -19,7 +19,7 @@ NOTICES_KEPT: Final = 10_000
 
 
 class RedisNotices:
-    """ports.Notices, ports.NoticeSource. A notice that was read and not finished comes again after `again_ms`."""
+    """Notices and NoticeSource of ports.notices. What was read and not finished comes again after `again_ms`."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, consumer: str, again_ms: int = 30_000) -> None:
         self._redis = redis
@@ -31,16 +31,16 @@ class RedisNotices:
         await self._stream.open(from_now=True)
 
     async def add(self, kind: str, facts: Mapping[str, object]) -> None:
-        """See ports.Notices."""
+        """See ports.notices.Notices."""
         body = orjson.dumps({"kind": kind, **facts})
         with redis_errors("noting what to tell"):
             await run_command(self._redis, "XADD", self._keys.notices, "MAXLEN", "~", NOTICES_KEPT, "*", "body", body)
 
     async def read(self, *, most: int, block_ms: int) -> list[Notice]:
-        """See ports.NoticeSource."""
+        """See ports.notices.NoticeSource."""
         entries = await self._stream.read(most=most, block_ms=block_ms)
         return [Notice(entry.id, entry.attempt, orjson.loads(entry.fields[b"body"])) for entry in entries]
 
     async def finish(self, notices: Sequence[Notice]) -> None:
-        """See ports.NoticeSource."""
+        """See ports.notices.NoticeSource."""
         await self._stream.finish([notice.id for notice in notices])

@@ -1,4 +1,4 @@
-"""Open offers, histories and counters in Redis: implements ports.OfferStore.
+"""Open offers, histories and counters in Redis: implements ports.offers.OfferStore.
 
 Owns the hashes of open offers, the lists of settled ones and the counters per firmware. Must not know when an offer is
 settled, nor how.
@@ -256,7 +256,7 @@ def settle_call(
 
 
 class RedisOffers:
-    """ports.OfferStore."""
+    """ports.offers.OfferStore."""
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
@@ -308,7 +308,7 @@ class RedisOffers:
         return closed
 
     async def record_offers(self, offers: Sequence[tuple[str, OpenOffer]]) -> list[bool]:
-        """See ports.OfferStore."""
+        """See ports.offers.OfferStore."""
         with redis_errors("noting offers"):
             calls = [record_call(self._keys, identifier, offer) for identifier, offer in offers]
             results, _ = await run_pipelined(self._redis, RECORD, calls)
@@ -328,7 +328,7 @@ class RedisOffers:
     async def settle_offers(
         self, offers: Sequence[tuple[str, OpenOffer]], outcome: Outcome, *, code: str = "", settled_at_ms: int
     ) -> list[bool]:
-        """See ports.OfferStore."""
+        """See ports.offers.OfferStore."""
         with redis_errors("settling offers"):
             calls = [
                 settle_call(
@@ -346,7 +346,7 @@ class RedisOffers:
         return settled
 
     async def load_history(self, identifier: str) -> list[SettledOffer]:
-        """See ports.OfferStore."""
+        """See ports.offers.OfferStore."""
         key = self._keys.history(self._keys.bucket_of(identifier), identifier)
         with redis_errors("reading a device's history"):
             entries: Sequence[bytes] = await run_command(self._redis, "LRANGE", key, 0, HISTORY_LENGTH - 1)
@@ -356,7 +356,7 @@ class RedisOffers:
         return settled
 
     async def load_counters(self, firmware_ids: Iterable[str]) -> dict[str, dict[str, int]]:
-        """See ports.OfferStore. A firmware that was never offered has no counters; what is no count is left out."""
+        """See ports.offers.OfferStore. A firmware that was never offered has none; what is no count is left out."""
         wanted = list(firmware_ids)
         with redis_errors("reading counters"):
             found = await run_commands(

@@ -1,4 +1,7 @@
-"""What became of offers that belong to runs, on its way to them: implements ports.RunEvents. offers.py writes it."""
+"""What became of offers that belong to runs, on its way to them: implements ports.runs.RunEvents.
+
+offers.py writes it.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ _log = structlog.get_logger("ota_hook.state.run_events")
 
 
 class RedisRunEvents:
-    """ports.RunEvents. `consumer` names this process among all workers."""
+    """ports.runs.RunEvents. `consumer` names this process among all workers."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, consumer: str) -> None:
         self._stream = SharedStream(redis, keys.run_events, consumer=consumer, lease_ms=LEASE_MS)
 
     async def open(self) -> None:
-        """See ports.RunEvents."""
+        """See ports.runs.RunEvents."""
         await self._stream.open()
 
     async def read(self, *, most: int, block_ms: int) -> list[tuple[str, RunMove]]:
-        """See ports.RunEvents. One that can't be read is dropped and logged."""
+        """See ports.runs.RunEvents. One that can't be read is dropped and logged."""
         found = []
         for entry in await self._stream.read(most=most, block_ms=block_ms):
             try:
@@ -40,7 +43,7 @@ class RedisRunEvents:
         return found
 
     async def finish(self, entries: Sequence[str]) -> None:
-        """See ports.RunEvents."""
+        """See ports.runs.RunEvents."""
         await self._stream.finish(entries)
 
 

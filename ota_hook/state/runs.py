@@ -1,4 +1,4 @@
-"""Runs in Redis: implements ports.RunStore.
+"""Runs in Redis: implements ports.runs.RunStore.
 
 Owns each run's records and counters, in a slot of its own (run_scripts.py). Must not know what is sent nor to whom: the
 rollout package decides.
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ota_hook.errors import NotFound
 from ota_hook.model import Outcome
-from ota_hook.ports import PlanPosition, Taken
+from ota_hook.ports.runs import PlanPosition, Taken
 from ota_hook.state.connection import Argument, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
@@ -48,7 +48,7 @@ _log = structlog.get_logger("ota_hook.state.runs")
 
 
 class RedisRuns:
-    """ports.RunStore."""
+    """ports.runs.RunStore."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
@@ -58,7 +58,7 @@ class RedisRuns:
     # ---- reading
 
     async def load_open(self) -> list[RunHead]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("reading open runs"):
             found: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.open_runs)
         heads = []
@@ -70,14 +70,14 @@ class RedisRuns:
         return heads
 
     async def load_run(self, run_id: str) -> Run | None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("reading a run"):
             fields: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.run(run_id))
             stored = fields.get(b"head") or await run_command(self._redis, "HGET", self._keys.open_runs, run_id)
         return None if stored is None else _run_of(_HEAD.validate_json(stored), fields)
 
     async def page_runs(self, *, task_id: str | None, before: str | None, limit: int) -> tuple[list[Run], str | None]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         key = self._keys.runs if task_id is None else self._keys.runs_of(task_id)
         with redis_errors("listing runs"):
             start = 0
@@ -91,20 +91,20 @@ class RedisRuns:
         return runs, ids[limit - 1] if len(ids) > limit else None
 
     async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("reading a chunk of a run"):
             found = await run_command(self._redis, "HGETALL", self._keys.run_chunk(run_id, chunk))
         return [_device_of(identifier, packed) for identifier, packed in found.items()]
 
     async def count_chunks(self, run_id: str) -> int:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("reading a run"):
             return int(await run_command(self._redis, "HGET", self._keys.run(run_id), "chunks") or 0)
 
     # ---- planning
 
     async def begin_plan(self, head: RunHead, *, now_ms: int) -> PlanPosition:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         await self._keep_head(head)
         with redis_errors("beginning a run"):
             arguments = (now_ms, head.task.retries, head.task.backoff_s * 1000)
@@ -114,7 +114,7 @@ class RedisRuns:
     async def add_chunk(
         self, run_id: str, devices: Sequence[RunDevice], *, before: PlanPosition, cursor: int
     ) -> PlanPosition | None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (
             self._keys.run(run_id),
             self._keys.run_chunk(run_id, before.chunks),
@@ -128,14 +128,14 @@ class RedisRuns:
         return PlanPosition(RunState.PLANNING, cursor, before.chunks + 1) if added else None
 
     async def end_plan(self, run_id: str, position: PlanPosition, *, now_ms: int) -> bool:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("planning a run"):
             return bool(await END_PLAN.run(self._redis, (self._keys.run(run_id),), (position.cursor, now_ms)))
 
     # ---- sending
 
     async def queue_chunks(self, run_id: str, *, now_ms: int, stale_ms: int, most: int) -> list[int]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_unsent(run_id))
         with redis_errors("queueing chunks of a run"):
             return [int(chunk) for chunk in await QUEUE.run(self._redis, keys, (now_ms, now_ms - stale_ms, most))]
@@ -155,7 +155,7 @@ class RedisRuns:
         stop_percent: int,
         is_first: bool,
     ) -> Taken:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
         arguments = (
             *(chunk, worker, now_ms, lease_ms, most, first_id, int(is_first)),
@@ -169,7 +169,7 @@ class RedisRuns:
     async def mark_sent(
         self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int, timeout_ms: int
     ) -> None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
         arguments: list[Argument] = [chunk, now_ms, timeout_ms]
         for device in devices:
@@ -184,7 +184,7 @@ class RedisRuns:
             await SENT.run(self._redis, keys, arguments)
 
     async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_later(run_id))
         arguments: list[Argument] = [chunk, now_ms]
         for device in devices:
@@ -193,24 +193,24 @@ class RedisRuns:
             return int(await MOVE.run(self._redis, keys, arguments))
 
     async def wake(self, run_id: str, *, now_ms: int) -> None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("looking for retries"):
             await WAKE.run(self._redis, (self._keys.run_unsent(run_id), self._keys.run_later(run_id)), (now_ms,))
 
     async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk))
         with redis_errors("noting what was not delivered"):
             await NOTE_UNDELIVERED.run(self._redis, keys, [as_bytes(one) for one in identifiers])
 
     async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
         with redis_errors("sending commands again"):
             return int(await AGAIN.run(self._redis, keys, (chunk, now_ms, *map(as_bytes, identifiers))))
 
     async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("looking for devices that timed out"):
             found = await run_command(
                 self._redis,
@@ -219,7 +219,7 @@ class RedisRuns:
         return [int(chunk) for chunk in found]
 
     async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
         with redis_errors("looking for devices that time out"):
             await NEXT_DEADLINE.run(self._redis, keys, (chunk, timeout_ms))
@@ -229,25 +229,25 @@ class RedisRuns:
     async def set_state(
         self, head: RunHead, wanted: RunState | None, *, of: Sequence[RunState], reason: str, now_ms: int
     ) -> tuple[bool, RunState]:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         await self._keep_head(head)
         arguments = ("resumed" if wanted is None else wanted.value, as_bytes(reason), now_ms, *(s.value for s in of))
         ((changed, state),) = await self._writer.write_or_fail(SET_STATE, [((self._keys.run(head.id),), arguments)])
         return bool(changed), RunState(as_text(state))
 
     async def is_news(self, run_id: str, state: RunState) -> bool:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("writing a run"):
             told = await run_command(self._redis, "HSETNX", self._keys.run(run_id), f"told:{state.value}", 1)
         return bool(told)
 
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         with redis_errors("looking whether a run fails"):
             return bool(await STOP_IF_IT_FAILS.run(self._redis, (self._keys.run(run_id),), (stop_after, stop_percent)))
 
     async def close(self, head: RunHead) -> None:
-        """See ports.RunStore."""
+        """See ports.runs.RunStore."""
         chunks = await self.count_chunks(head.id)
         keys = [
             self._keys.run(head.id),

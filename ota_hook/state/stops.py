@@ -1,4 +1,7 @@
-"""Firmware that fails, and what was stopped for it: implements ports.FirmwareStops. offers.py marks what fails."""
+"""Firmware that fails, and what was stopped for it: implements ports.stops.FirmwareStops.
+
+offers.py marks what fails.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ _log = structlog.get_logger("ota_hook.state.stops")
 
 
 class RedisFirmwareStops:
-    """ports.FirmwareStops."""
+    """ports.stops.FirmwareStops."""
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
 
     async def load_failing(self) -> list[str]:
-        """See ports.FirmwareStops."""
+        """See ports.stops.FirmwareStops."""
         with redis_errors("looking for firmware that fails"):
             return sorted(map(as_text, await run_command(self._redis, "SMEMBERS", self._keys.failing)))
 
     async def load_stops(self, firmware_ids: Sequence[str]) -> list[FirmwareStop | None]:
-        """See ports.FirmwareStops. One that can't be read is none, and logged."""
+        """See ports.stops.FirmwareStops. One that can't be read is none, and logged."""
         with redis_errors("reading what was stopped"):
             found = await run_commands(self._redis, [("HGET", self._keys.stops, one) for one in firmware_ids])
         stops: list[FirmwareStop | None] = []
@@ -44,11 +47,11 @@ class RedisFirmwareStops:
         return stops
 
     async def put_stop(self, firmware_id: str, stop: FirmwareStop) -> None:
-        """See ports.FirmwareStops."""
+        """See ports.stops.FirmwareStops."""
         with redis_errors("noting a stop"):
             await run_command(self._redis, "HSET", self._keys.stops, firmware_id, orjson.dumps(stop))
 
     async def settle(self, firmware_id: str) -> None:
-        """See ports.FirmwareStops."""
+        """See ports.stops.FirmwareStops."""
         with redis_errors("looking for firmware that fails"):
             await run_command(self._redis, "SREM", self._keys.failing, firmware_id)

@@ -1,4 +1,4 @@
-"""Tasks in Redis, when they are due, and making their runs: implements ports.TaskStore.
+"""Tasks in Redis, when they are due, and making their runs: implements ports.tasks.TaskStore.
 
 Owns the hash of tasks, the sorted set of due times and what all runs share. Must not know what a schedule means: the
 caller says when a task is due next.
@@ -14,7 +14,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from ota_hook.errors import ConflictError
-from ota_hook.ports import RunMade, SkippedDue, StoredTask
+from ota_hook.ports.tasks import RunMade, SkippedDue, StoredTask
 from ota_hook.state.connection import Call, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_text
@@ -27,7 +27,7 @@ _log = structlog.get_logger("ota_hook.state.tasks")
 
 
 class RedisTasks:
-    """ports.TaskStore. `writer` confirms what operators write."""
+    """ports.tasks.TaskStore. `writer` confirms what operators write."""
 
     def __init__(self, redis: RedisClient, keys: Keys, *, writer: DurableWriter | None = None) -> None:
         self._redis = redis
@@ -35,7 +35,7 @@ class RedisTasks:
         self._writer = writer or DurableWriter(redis)
 
     async def load_tasks(self) -> list[Task]:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("reading tasks"):
             found: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.tasks)
         tasks = []
@@ -47,7 +47,7 @@ class RedisTasks:
         return sorted(tasks, key=lambda task: task.id)
 
     async def load_task(self, task_id: str) -> StoredTask | None:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("reading a task"):
             stored: bytes | None = await run_command(self._redis, "HGET", self._keys.tasks, task_id)
         return None if stored is None else StoredTask(_TASK.validate_json(stored), stored)
@@ -55,20 +55,20 @@ class RedisTasks:
     async def put_task(
         self, task: Task, *, expected: bytes, due_at_ms: int | None = None, keeps_due: bool = False
     ) -> None:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         arguments = (task.id, expected, orjson.dumps(task), "kept" if keeps_due else _number(due_at_ms))
         call: Call = ((self._keys.tasks, self._keys.due), arguments)
         if (await self._writer.write_or_fail(PUT, [call]))[0] != 1:
             raise ConflictError("The task was changed meanwhile.", mend="Read it and try again.", stale=True)
 
     async def delete_task(self, task_id: str, *, expected: bytes) -> None:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         keys = (self._keys.tasks, self._keys.due, self._keys.skips_of(task_id))
         if (await self._writer.write_or_fail(DELETE, [(keys, (task_id, expected))]))[0] != 1:
             raise ConflictError("The task was changed meanwhile.", mend="Read it and try again.", stale=True)
 
     async def load_due(self, *, before_ms: int, limit: int) -> list[tuple[str, int]]:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("looking for due tasks"):
             found = await run_command(
                 self._redis, "ZRANGE", self._keys.due, "-inf", before_ms, "BYSCORE", "LIMIT", 0, limit, "WITHSCORES"
@@ -76,13 +76,13 @@ class RedisTasks:
         return [(as_text(task_id), int(due)) for task_id, due in _pairs(found)]
 
     async def load_due_times(self, task_ids: Sequence[str]) -> list[int | None]:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("reading due times"):
             scores = await run_commands(self._redis, [("ZSCORE", self._keys.due, task_id) for task_id in task_ids])
         return [None if score is None else int(float(score)) for score in scores]
 
     async def load_open_runs(self, task_ids: Sequence[str]) -> list[str | None]:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("reading open runs"):
             found = await run_commands(
                 self._redis, [("HGET", self._keys.open_run_by_task, task_id) for task_id in task_ids]
@@ -90,7 +90,7 @@ class RedisTasks:
         return [None if run_id is None else as_text(run_id) for run_id in found]
 
     async def load_skips(self, task_id: str) -> list[SkippedDue]:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         with redis_errors("reading skipped due times"):
             entries = await run_command(self._redis, "LRANGE", self._keys.skips_of(task_id), 0, -1)
         skips = []
@@ -108,7 +108,7 @@ class RedisTasks:
         next_due_ms: int | None = None,
         skip: str = "",
     ) -> RunMade:
-        """See ports.TaskStore."""
+        """See ports.tasks.TaskStore."""
         task_id = head.task.id
         keys = (
             self._keys.tasks,

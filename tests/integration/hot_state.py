@@ -10,7 +10,8 @@ from typing import Any
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState, OpenOffer, Outcome
-from ota_hook.ports import DeviceEntry, DeviceStates, DeviceStore, Report
+from ota_hook.ports.device_messages import DeviceStates, Report
+from ota_hook.ports.devices import DeviceEntry, DeviceStore
 from ota_hook.state.devices import DEFAULT_REFRESH_MS
 from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers
 from ota_hook.state.keys import Keys

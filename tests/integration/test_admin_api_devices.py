@@ -13,7 +13,7 @@ import pytest
 
 from admin_api.bodies import LINE_MAX_BYTES
 from ota_hook.model import OpenOffer, Outcome
-from ota_hook.ports import Report
+from ota_hook.ports.device_messages import Report
 from tests.integration.admin_service import Admin, checked, problem
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -12,7 +12,7 @@ import httpx
 
 from admin_api import run_stream
 from ota_hook.model import Outcome
-from ota_hook.ports import Work
+from ota_hook.ports.work import Work
 from ota_hook.state.work import RedisWorkQueue
 from ota_hook.task import RunDevice, RunHead, RunState
 from tests.integration.admin_service import Admin, checked, problem

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ota_hook.model import Once
-from ota_hook.ports import DeviceEntry
+from ota_hook.ports.devices import DeviceEntry
 from ota_hook.task import RunHead, RunState
 from tests.integration.admin_service import Admin, admin_role, checked, problem
 

@@ -23,7 +23,7 @@ from ota_hook.exhook.listener import _CROSSING_S, Listener
 from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
-from ota_hook.ports import DeviceDone
+from ota_hook.ports.device_messages import DeviceDone
 from tests.doubles import (
     CountingIds,
     FixedSnapshot,

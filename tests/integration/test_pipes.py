@@ -14,7 +14,7 @@ import pytest
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState
-from ota_hook.ports import Report
+from ota_hook.ports.device_messages import Report
 from ota_hook.state import pipes as pipes_module
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices

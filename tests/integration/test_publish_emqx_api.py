@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ota_hook.errors import ConfigurationError, DependencyError
-from ota_hook.ports import Message, Publisher
+from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.emqx_api import EmqxApiPublisher
 from tests.e2e.service import free_port
 from tests.integration.emqx_api_server import KEY, SECRET, EmqxApi

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from ota_hook.errors import ConfigurationError, DependencyError
-from ota_hook.ports import Message, Publisher
+from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.standin.broker import StandinBroker
 from tests.e2e.service import free_port

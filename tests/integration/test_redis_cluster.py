@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from ulid import ULID
 
 from ota_hook.errors import ConfigurationError, DependencyError
-from ota_hook.ports import DeviceEntry
+from ota_hook.ports.devices import DeviceEntry
 from ota_hook.state.connection import Script, connect_redis, list_primaries, run_command, run_commands, run_pipelined
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.durability import DurableWriter, list_risks

@@ -37,7 +37,9 @@ from ota_hook.model import (
     Rule,
     Window,
 )
-from ota_hook.ports import DeviceEntry, Message, Report
+from ota_hook.ports.commands import Message
+from ota_hook.ports.device_messages import Report
+from ota_hook.ports.devices import DeviceEntry
 from ota_hook.progress import UNDELIVERED, Said
 from ota_hook.publish.webhook import Webhook
 from ota_hook.rollout.keeper import Keeper

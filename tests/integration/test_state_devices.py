@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from ota_hook.errors import ConflictError, DependencyError, InputError
 from ota_hook.model import DeviceState, OpenOffer, ReportedVersion
-from ota_hook.ports import DeviceEntry, ExpectedDevice, Report
+from ota_hook.ports.device_messages import Report
+from ota_hook.ports.devices import DeviceEntry, ExpectedDevice
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ota_hook.model import OpenOffer, Outcome, SettledOffer
-from ota_hook.ports import Report
+from ota_hook.ports.device_messages import Report
 from ota_hook.progress import Said
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.keys import Keys

@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 
 from ota_hook.errors import ConflictError
 from ota_hook.model import Interval, Outcome, Repeat
-from ota_hook.ports import PlanPosition, StoredTask
+from ota_hook.ports.runs import PlanPosition
+from ota_hook.ports.tasks import StoredTask
 from ota_hook.state.keys import Keys
 from ota_hook.state.runs import RedisRuns
 from ota_hook.state.tasks import RedisTasks

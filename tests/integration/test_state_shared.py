@@ -13,7 +13,7 @@ from ulid import ULID
 
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError
 from ota_hook.model import COMMAND_ID_LIMIT
-from ota_hook.ports import Begun, Replay
+from ota_hook.ports.idempotency import Begun, Replay
 from ota_hook.state.connection import Script, connect_redis
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout

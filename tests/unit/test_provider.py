@@ -28,7 +28,7 @@ from ota_hook.exhook.late_reports import LateReports
 from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider, rewrite
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
-from ota_hook.ports import Report
+from ota_hook.ports.device_messages import Report
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 from tests.doubles import (

@@ -1,0 +1,82 @@
+"""What the hook asks and notes while it answers a device. Nothing here waits.
+
+Owns the calls that stand between a device's message and its answer. Must not know operators, or how it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ota_hook.errors import DependencyError
+from ota_hook.model import DeviceState, OpenOffer, Outcome
+from ota_hook.progress import Said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a device reported: its usable versions, when the broker got them, and the type its topic names, if any.
+
+    `register`: an unknown device is registered under `topic_type`.
+    """
+
+    device: str
+    versions: Mapping[str, str]
+    reported_at_ms: int
+    topic_type: str | None = None
+    register: bool = False
+
+
+DeviceDone = Callable[["DeviceState | DependencyError | None"], None]
+"""Gets the device, None where it is not registered, or the error where Redis did not answer within the budget."""
+
+
+class DeviceStates(Protocol):
+    """What the hook asks of devices. Nothing waits: `done` is called once, within the answer budget."""
+
+    def load_device(self, identifier: str, done: DeviceDone) -> None:
+        """Find the device, without its open offers."""
+        ...
+
+    def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
+        """Keep each version that the device's type keeps and that is not older than what is stored, atomically.
+
+        `kept_by_type` is the catalogue's version attributes per type key. A device of another type than the topic's
+        is left alone, as if it were unknown. A report that changes nothing writes nothing. `done` gets the state after
+        the report with the device's open offers.
+        """
+        ...
+
+
+class OpenOffers(Protocol):
+    """What the hook notes of offers. Nothing waits: a note leaves with the next batch, and a kill may lose it."""
+
+    def record_offer(self, identifier: str, offer: OpenOffer) -> None:
+        """Open `offer`; the same firmware again adds its command id (the last four stay), another is superseded."""
+        ...
+
+    def settle_offer(
+        self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
+    ) -> None:
+        """Close the open offer of that module and firmware. Nothing happens where it was closed already."""
+        ...
+
+    def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
+        """Bring the open offer that was spoken of further, or close it; an outcome never goes back.
+
+        `offered` with a code notes that code and changes no outcome. Where no such offer is open nothing happens.
+        """
+        ...
+
+
+class Presence(Protocol):
+    """Who is connected. Nothing waits; a note may be lost. `connection` names one connection of the device."""
+
+    def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
+        """The device is connected; the runs whose command did not reach it are told. Unknown devices are not noted."""
+        ...
+
+    def go(self, identifier: str, connection: str) -> None:
+        """That connection ended; another that the device has by now stays."""
+        ...
