@@ -1,4 +1,4 @@
-"""The commands that people type: each reads settings, starts what bootstrap.py joins, and prints. No logic here."""
+"""The commands that people type: each reads settings, starts what bootstrap/ joins, and prints. No logic here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ota_hook.errors import ConfigurationError, OtaHookError
 from ota_hook.settings import Listen, Settings, load_settings, parse_listen
 
 if TYPE_CHECKING:  # the roles' imports take longer than most commands run
-    from ota_hook.bootstrap import Running
+    from ota_hook.bootstrap.roles import Running
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -138,7 +138,10 @@ def _serve(
     """Run the roles until a signal comes."""
     import uvloop  # noqa: PLC0415 - see above
 
-    from ota_hook.bootstrap import Role, StandinOptions, run_service, stop_signals  # noqa: PLC0415
+    from ota_hook.bootstrap.process import stop_signals  # noqa: PLC0415
+    from ota_hook.bootstrap.roles import Role  # noqa: PLC0415
+    from ota_hook.bootstrap.service import run_service  # noqa: PLC0415
+    from ota_hook.bootstrap.standin import StandinOptions  # noqa: PLC0415
 
     standin = StandinOptions(listen=standin_listen, package=standin_package) if standin_listen is not None else None
 

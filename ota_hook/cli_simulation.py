@@ -1,6 +1,6 @@
 """The commands with simulated devices: `demo`, which brings everything, and `fleet` for a broker that is there.
 
-They start what bootstrap.py and standin/ join, and print. No logic here.
+They start what bootstrap/ and standin/ join, and print. No logic here.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def _free(listen: Listen) -> Listen:
 
 
 async def _run_demo(settings: Settings, broker: Listen, *, once: bool, as_json: bool) -> int:
-    from ota_hook.bootstrap import Role, StandinOptions, run_service, stop_signals  # noqa: PLC0415 - as above
+    from ota_hook.bootstrap.process import stop_signals  # noqa: PLC0415 - as above
+    from ota_hook.bootstrap.roles import Role  # noqa: PLC0415
+    from ota_hook.bootstrap.service import run_service  # noqa: PLC0415
+    from ota_hook.bootstrap.standin import StandinOptions  # noqa: PLC0415
     from ota_hook.standin.demo import run_demo  # noqa: PLC0415
 
     console = Console(stderr=as_json, highlight=False)
@@ -184,7 +187,7 @@ async def _run_fleet(
     as_json: bool,
 ) -> int:
     """Until every device is current or failed, or – where they stay – until Ctrl-C. 1 where one failed."""
-    from ota_hook.bootstrap import stop_signals  # noqa: PLC0415 - as above
+    from ota_hook.bootstrap.process import stop_signals  # noqa: PLC0415 - as above
     from ota_hook.standin.demo import show_progress  # noqa: PLC0415
     from ota_hook.standin.fleet import TOPICS, DeviceBehaviour, DeviceSpec, FleetOptions, SimulatedFleet  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from ota_hook.bootstrap import _sweep
+from ota_hook.bootstrap.admin import sweep_packages
 from ota_hook.model import DocumentKind
 from tests.integration.admin_service import Admin, admin_role, checked, problem
 
@@ -34,7 +34,7 @@ async def test_the_package_of_a_firmware_that_can_not_be_used_is_not_swept(admin
     await admin.redis.hset(admin.keys.documents(DocumentKind.FIRMWARE), unreadable["id"], "{")
     await admin.redis.hset(admin.keys.documents(DocumentKind.DEVICE_TYPE), "DV", "{")
     async with a_new_process(admin) as fresh:
-        await _sweep(fresh.context.packages, fresh.context.catalogue)  # type: ignore[arg-type]
+        await sweep_packages(fresh.context.packages, fresh.context.catalogue)  # type: ignore[arg-type]
         assert len(fresh.context.catalogue.current.refused) == 4
     assert admin.files() == {listed["id"], unreadable["id"], of_a_broken_type["id"]}
 

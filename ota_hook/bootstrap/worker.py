@@ -1,0 +1,109 @@
+"""The worker role: what runs pushes, and tells people outside.
+
+Owns what rollout/ works with. Must not know the other roles.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from ulid import ULID
+
+from ota_hook.bootstrap.process import background
+from ota_hook.bootstrap.publisher import make_publisher
+from ota_hook.bootstrap.state import State
+from ota_hook.errors import ConfigurationError
+from ota_hook.rollout.keeper import Keeper
+from ota_hook.rollout.planner import Planner
+from ota_hook.rollout.scheduler import Scheduler
+from ota_hook.rollout.sender import Sender, SendOptions
+from ota_hook.rollout.teller import Teller
+from ota_hook.rollout.watch import FirmwareWatch, StopRule
+from ota_hook.rollout.worker import Worker
+from ota_hook.settings import Settings
+from ota_hook.state.command_ids import RedisCommandIds
+from ota_hook.state.notices import RedisNotices
+from ota_hook.state.run_events import RedisRunEvents
+from ota_hook.state.stops import RedisFirmwareStops
+from ota_hook.state.work import LEASE_MS, RedisWorkQueue
+
+
+@asynccontextmanager
+async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
+    """Run pushes. Needs a broker to publish to."""
+    publisher = make_publisher(settings)
+    if publisher is None:
+        raise ConfigurationError(
+            "A worker publishes commands and knows no broker.", mend="Set OTA_HOOK_MQTT_URL to the broker's address."
+        )
+    consumer = f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
+    queue = RedisWorkQueue(state.redis, state.keys, consumer=consumer)
+    events = RedisRunEvents(state.redis, state.keys, consumer=consumer)
+    notices = RedisNotices(state.redis, state.keys, consumer=consumer)
+    await queue.open()
+    await events.open()
+    sender = Sender(
+        SendOptions(
+            dialect=settings.dialect,
+            identity=settings.identity,
+            http_base=settings.effective_public_url,
+            https_base=settings.public_url_https,
+        ),
+        worker=consumer,
+        lease_ms=LEASE_MS,
+        snapshots=state.catalogue,
+        devices=state.devices,
+        offers=state.offers,
+        runs=state.runs,
+        command_ids=RedisCommandIds(state.redis, state.keys),
+        publisher=publisher,
+        clock_ms=_clock_ms,
+    )
+    worker = Worker(
+        queue=queue,
+        lease_ms=LEASE_MS,
+        runs=state.runs,
+        events=events,
+        planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=_clock_ms),
+        sender=sender,
+        keeper=Keeper(
+            snapshots=state.catalogue,
+            devices=state.devices,
+            waits_for_absent=settings.presence,
+            offers=state.offers,
+            runs=state.runs,
+            queue=queue,
+            notices=notices,
+            clock_ms=_clock_ms,
+        ),
+        scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=_clock_ms),
+        watch=FirmwareWatch(
+            StopRule(settings.stop_percent, settings.stop_after),
+            catalogue=state.catalogue,
+            offers=state.offers,
+            stops=RedisFirmwareStops(state.redis, state.keys),
+            notices=notices,
+            clock_ms=_clock_ms,
+        ),
+        clock_ms=_clock_ms,
+    )
+    async with AsyncExitStack() as stack:
+        await publisher.start()
+        stack.push_async_callback(publisher.stop)
+        await stack.enter_async_context(background(worker.run()))
+        if settings.webhook_url is not None and settings.webhook_secret is not None:
+            from ota_hook.publish.webhook import Webhook  # noqa: PLC0415 - httpx takes long to import
+
+            await notices.open()
+            webhook = Webhook(settings.webhook_url, settings.webhook_secret.get_secret_value())
+            stack.push_async_callback(webhook.aclose)
+            await stack.enter_async_context(background(Teller(notices, webhook).run()))
+        yield
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
