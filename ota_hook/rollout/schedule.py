@@ -32,7 +32,6 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _LAST_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MS
 _DAY: Final = timedelta(days=1)
-_MINUTE: Final = timedelta(minutes=1)
 
 _WEEK: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WEEK_SPELLED: Final = ("Mondays", "Tuesdays", "Wednesdays", "Thursdays", "Fridays", "Saturdays", "Sundays")
@@ -67,25 +66,6 @@ def next_due(schedule: Schedule, after_ms: int) -> int | None:
             return next((due for due in dues if due > after_ms), None)
 
 
-def last_due(schedule: Schedule, until_ms: int) -> int | None:
-    """The last due moment that is not later than `until_ms`; None where there is none.
-
-    A Repeat has no beginning: what was due before the task existed is for the caller to leave out.
-    """
-    match schedule:
-        case Manual():
-            return None
-        case Once(at_ms):
-            return at_ms if at_ms <= until_ms else None
-        case Interval(every_s, from_ms):
-            step_ms = every_s * 1000
-            return until_ms - (until_ms - from_ms) % step_ms if from_ms <= until_ms else None
-        case Repeat():
-            zone = ZoneInfo(schedule.zone)
-            dues = (_reached_ms(wall, zone) for wall in _walls(schedule, _furthest_wall(until_ms, zone), back=True))
-            return next((due for due in dues if due <= until_ms), None)
-
-
 def is_open(window: Window, at_ms: int) -> bool:
     """Whether the window is open at that moment: from its start, without its end.
 
@@ -118,16 +98,6 @@ def _wall(at_ms: int, zone: ZoneInfo) -> datetime:
     return (_EPOCH + at_ms * _MS).astimezone(zone).replace(tzinfo=None)
 
 
-def _furthest_wall(at_ms: int, zone: ZoneInfo) -> datetime:
-    """What the zone's clocks show, or would show had they not just gone back: no clock has shown a later time yet."""
-    local = (_EPOCH + at_ms * _MS).astimezone(zone)
-    return _wall(at_ms, zone) + (_offset(local.replace(fold=0)) - _offset(local))
-
-
-def _offset(local: datetime) -> timedelta:
-    return local.utcoffset() or timedelta()
-
-
 def _reached_ms(wall: datetime, zone: ZoneInfo) -> int:
     """The first moment at which the zone's clocks show `wall` or a later time."""
     moment = (wall.replace(tzinfo=zone) - _EPOCH) // _MS
@@ -138,19 +108,14 @@ def _reached_ms(wall: datetime, zone: ZoneInfo) -> int:
     return before + bisect_left(range(before, moment), wall, key=lambda at_ms: _wall(at_ms, zone))
 
 
-def _walls(repeat: Repeat, wall: datetime, *, back: bool = False) -> Iterator[datetime]:
-    """The due wall times after `wall`, or backwards those until it; some of the other side may come first."""
+def _walls(repeat: Repeat, wall: datetime) -> Iterator[datetime]:
+    """The due wall times after `wall`; some that are not after it may come first."""
     if repeat.cron is not None:
         # Without a zone: with one, an overlap's second pass brings lines such as */20 anew.
-        return CronSim(repeat.cron, wall + _MINUTE if back else wall, reverse=back)
+        return CronSim(repeat.cron, wall)
     # A week, and a day more for clocks that went back over midnight.
-    days = (wall.date() + (-n if back else n) * _DAY for n in range(9))
-    return (
-        _at(day, minute)
-        for day in days
-        if day.weekday() in repeat.days
-        for minute in sorted(repeat.times, reverse=back)
-    )
+    days = (wall.date() + n * _DAY for n in range(9))
+    return (_at(day, minute) for day in days if day.weekday() in repeat.days for minute in sorted(repeat.times))
 
 
 def _at(day: date, minute: int) -> datetime:

@@ -17,7 +17,6 @@ from ota_hook.model import Interval, Once, Repeat, Schedule, Window
 from ota_hook.rollout.schedule import (
     describe,
     is_open,
-    last_due,
     next_due,
     next_opening,
     parse_cron,
@@ -156,17 +155,6 @@ def test_the_next_due_moment_is_the_first_that_one_who_watches_the_clock_sees(da
 
 
 @given(st.data())
-def test_the_last_due_moment_is_the_last_that_one_who_watches_the_clock_has_seen(data: st.DataObject) -> None:
-    zone = data.draw(zones)
-    wanted, until_ms = data.draw(repeats(zone)), data.draw(moments(zone))
-    from_ms = until_ms - WATCHED_DAYS * DAY_MS
-    seen = watched_dues(wanted, from_ms, until_ms)
-    due = last_due(wanted.repeat, until_ms)
-    assert due is not None
-    assert due == seen[-1] if seen else due < from_ms
-
-
-@given(st.data())
 def test_a_window_is_open_while_its_hours_are_on_the_clock(data: st.DataObject) -> None:
     zone = data.draw(zones)
     window = Window(zone, data.draw(some_days), data.draw(minutes), data.draw(minutes))
@@ -206,20 +194,13 @@ def schedules(draw: st.DrawFn, zone: str) -> Schedule:
 
 
 @given(st.data())
-def test_last_and_next_enclose_a_moment_with_nothing_due_between(data: st.DataObject) -> None:
+def test_what_is_due_next_is_later_and_still_next_right_before_it(data: st.DataObject) -> None:
     zone = data.draw(zones)
     schedule, at_ms = data.draw(schedules(zone)), data.draw(moments(zone))
-    last, following = last_due(schedule, at_ms), next_due(schedule, at_ms)
-    if last is not None:
-        assert last <= at_ms
-        assert last_due(schedule, last) == last
-        assert next_due(schedule, last - 1) == last
-        assert next_due(schedule, last) == following
+    following = next_due(schedule, at_ms)
     if following is not None:
         assert following > at_ms
         assert next_due(schedule, following - 1) == following
-        assert last_due(schedule, following) == following
-        assert last_due(schedule, following - 1) == last
 
 
 @given(st.data())
@@ -251,7 +232,6 @@ def test_any_text_is_a_cron_line_that_comes_and_reads_or_is_refused(text: str) -
     assert parse_cron(line) == line
     repeat = Repeat("Asia/Shanghai", cron=line)
     assert next_due(repeat, 0) is not None
-    assert last_due(repeat, 139 * 365 * DAY_MS) is not None
     assert describe(repeat).endswith(", Asia/Shanghai")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,7 +14,6 @@ from ota_hook.rollout.schedule import (
     INTERVAL_MAX_S,
     describe,
     is_open,
-    last_due,
     next_due,
     next_opening,
     parse_cron,
@@ -67,31 +65,27 @@ def cron(zone: str, line: str) -> Repeat:
 
 def test_a_manual_schedule_is_never_due() -> None:
     assert next_due(Manual(), 0) is None
-    assert last_due(Manual(), 0) is None
 
 
 def test_once_is_due_once() -> None:
     assert next_due(Once(1000), 999) == 1000
     assert next_due(Once(1000), 1000) is None
-    assert last_due(Once(1000), 999) is None
-    assert last_due(Once(1000), 1000) == 1000
 
 
 @pytest.mark.parametrize(
-    ("at_ms", "last", "following"),
+    ("at_ms", "following"),
     [
-        (0, None, 5_000),
-        (4_999, None, 5_000),
-        (5_000, 5_000, 65_000),
-        (64_999, 5_000, 65_000),
-        (65_000, 65_000, 125_000),
-        (5_000 + 60_000 * 10**9, 5_000 + 60_000 * 10**9, 65_000 + 60_000 * 10**9),
+        (0, 5_000),
+        (4_999, 5_000),
+        (5_000, 65_000),
+        (64_999, 65_000),
+        (65_000, 125_000),
+        (5_000 + 60_000 * 10**9, 65_000 + 60_000 * 10**9),
     ],
 )
-def test_an_interval_counts_from_its_moment(at_ms: int, last: int | None, following: int) -> None:
+def test_an_interval_counts_from_its_moment(at_ms: int, following: int) -> None:
     every_minute = Interval(60, 5_000)
     assert next_due(every_minute, at_ms) == following
-    assert last_due(every_minute, at_ms) == last
 
 
 def test_an_interval_keeps_its_pace_when_clocks_change() -> None:
@@ -117,31 +111,26 @@ def test_a_day_is_the_zones_own() -> None:
     assert next_due(schedule, ms("2026-05-01T00:00+00:00")) == ms("2026-05-03T16:10+00:00")
 
 
-def test_a_moment_that_is_due_is_not_the_next_but_the_last() -> None:
+def test_a_moment_that_is_due_is_not_the_next() -> None:
     schedule = daily("Asia/Shanghai", "02:30")
     due = ms("2026-05-04T02:30+08:00")
     assert next_due(schedule, due - 1) == due
     assert next_due(schedule, due) == due + 86_400_000
-    assert last_due(schedule, due - 1) == due - 86_400_000
-    assert last_due(schedule, due) == due
 
 
 def test_one_time_a_week_is_a_week_away_when_it_is_over() -> None:
     schedule = parse_repeat(zone="UTC", days=["wed"], times=["12:00"])
     assert next_due(schedule, ms("2026-05-06T12:00+00:00")) == ms("2026-05-13T12:00+00:00")
-    assert last_due(schedule, ms("2026-05-06T11:59:59+00:00")) == ms("2026-04-29T12:00+00:00")
 
 
 def test_the_order_of_times_does_not_matter() -> None:
     schedule = Repeat("UTC", ALL_DAYS, (600, 60))
     assert next_due(schedule, ms("2026-05-06T00:00+00:00")) == ms("2026-05-06T01:00+00:00")
-    assert last_due(schedule, ms("2026-05-06T23:00+00:00")) == ms("2026-05-06T10:00+00:00")
 
 
 @pytest.mark.parametrize("schedule", [Repeat("UTC"), Repeat("UTC", ALL_DAYS), Repeat("UTC", (), (60,))])
 def test_without_a_day_or_a_time_nothing_is_due(schedule: Repeat) -> None:
     assert next_due(schedule, 0) is None
-    assert last_due(schedule, 0) is None
 
 
 # ---- clocks that change
@@ -189,9 +178,6 @@ def test_each_wall_time_comes_once_and_from_a_gap_at_its_end(
 ) -> None:
     schedule = cron(zone, f"{at[3:]} {at[:2]} * * *") if with_cron else daily(zone, at)
     assert dues(schedule, after, len(expected)) == expected
-    for earlier, later in pairwise(expected):
-        assert last_due(schedule, ms(later) - 1) == ms(earlier)
-        assert last_due(schedule, ms(later)) == ms(later)
 
 
 def test_what_lies_in_one_gap_comes_once() -> None:
@@ -207,14 +193,12 @@ def test_the_second_pass_of_an_overlap_brings_nothing() -> None:
     assert dues(every_20_minutes, "2026-10-25T02:20+02:00", 2) == expected
     for within in ("2026-10-25T02:00+01:00", "2026-10-25T02:40+01:00", "2026-10-25T02:59:59.999+01:00"):
         assert next_due(every_20_minutes, ms(within)) == ms(expected[1])
-        assert last_due(every_20_minutes, ms(within)) == ms(expected[0])
 
 
 def test_a_weekly_time_that_was_reached_before_clocks_went_back_over_midnight_is_a_week_away() -> None:
     # St. John's, 2010: at 00:01 on Sunday it became 23:01 on Saturday again.
     sundays = parse_repeat(zone="America/St_Johns", days=["sun"], times=["00:00"])
     again_saturday = ms("2010-11-06T23:30-03:30")
-    assert last_due(sundays, again_saturday) == ms("2010-11-07T00:00-02:30")
     assert next_due(sundays, again_saturday) == ms("2010-11-14T00:00-03:30")
 
 
@@ -243,11 +227,6 @@ def test_a_day_that_does_not_exist_leaves_its_weekday_to_the_next_moment() -> No
 def test_a_cron_line_is_due_when_cron_would_start_it(line: str, after: str, expected: str) -> None:
     schedule = cron("UTC", line)
     assert next_due(schedule, ms(after)) == ms(expected)
-    assert last_due(schedule, ms(expected)) == ms(expected)
-
-
-def test_a_rare_cron_line_finds_what_was_last_due() -> None:
-    assert last_due(cron("UTC", "0 0 29 2 *"), ms("2104-02-28T00:00+00:00")) == ms("2096-02-29T00:00+00:00")
 
 
 @pytest.mark.parametrize("line", ["0 0 30 2 *", "0 0 31 4,6,9,11 *", "0 0 */8 2 mon#5", "0 0 */31 * mon#2"])
