@@ -19,6 +19,7 @@ from ota_hook.task import (
     DEFAULT_BACKOFF_S,
     DEFAULT_EXPIRES_S,
     DEFAULT_STOP_AFTER,
+    DEFAULT_STOP_PERCENT,
     DEFAULT_TIMEOUT_S,
     Missed,
     Pacing,
@@ -206,8 +207,13 @@ class TaskFields(Document):
     ] = DEFAULT_BACKOFF_S
     stop_percent: Annotated[
         int | None,
-        Field(ge=1, le=100, description="A run stops itself when so many per cent of its finished devices failed."),
-    ] = None
+        Field(
+            ge=1,
+            le=100,
+            description="A run stops itself when so many per cent of its finished devices failed or timed out. Until"
+            " then it sends no further ahead than twice the greater of `stop_after` and what succeeded. Null: neither.",
+        ),
+    ] = DEFAULT_STOP_PERCENT
     stop_after: Annotated[
         int, Field(ge=1, le=STOP_AFTER_MAX, description="So many devices must be finished before it judges.")
     ] = DEFAULT_STOP_AFTER

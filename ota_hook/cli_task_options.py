@@ -134,7 +134,7 @@ StopPercentOption = Annotated[
         "--stop-percent",
         min=0,
         max=100,
-        help="Stop a run when so many per cent failed; 0: never [0].",
+        help="Stop a run when so many per cent failed or timed out; 0: never [50].",
         show_default=False,
     ),
 ]

@@ -15,6 +15,8 @@ from ota_hook.model import Manual, Outcome, Schedule, Window
 DEFAULT_TIMEOUT_S: Final = 3_600
 DEFAULT_EXPIRES_S: Final = 7 * 86_400
 DEFAULT_BACKOFF_S: Final = 300
+DEFAULT_STOP_PERCENT: Final = 50
+"""What operators' tasks have where nothing is said; the value `Task` has no stop by itself."""
 DEFAULT_STOP_AFTER: Final = 20
 
 
@@ -71,7 +73,7 @@ class Task:
     start a run waits for devices that could not be reached. `retries`: so often a device that failed or timed out is
     sent its command again, `backoff_s` seconds later and then twice as long each time.
     `stop_percent`: a run stops itself when so many per cent of at least `stop_after` devices that are finished failed
-    or timed out; until it knows, it sends no further ahead than twice that many, or twice what succeeded.
+    or timed out; until it knows, it sends no further ahead than twice that many, or twice what succeeded. None: never.
     """
 
     id: str

@@ -85,7 +85,7 @@ class RunStore(Protocol):
         """Borrow a chunk (again) for `lease_ms` and take devices of it. Command ids are `first_id` and those behind.
 
         With `stop_after` above 0 no more devices are under way than twice the greater of it and of what succeeded, and
-        the run is stopped as by `stop_if_it_fails`.
+        the run is stopped as by `stop_if_it_fails`. Who is away and waited for is not under way.
         """
         ...
 

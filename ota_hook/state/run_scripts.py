@@ -1,8 +1,8 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
 A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`. The run's hash counts
-the records at each outcome (`n:OUTCOME`), all of them (`total`) and the final ones (`final`); its state becomes
-`completed` with the last.
+the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones (`final`) and those whose command left
+and did not reach its device (`waited_for`); its state becomes `completed` with the last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE, FAILURES, NOT_BEFORE = 1, 2
 local RANKS = {{{RANKS_LUA}}}
 local FINAL = {_FIRST_FINAL}
 local function rank_of(outcome) return RANKS[outcome] or FINAL end
+local function is_waited_for(record)
+  return record[CODE] == 'undelivered' and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending')
+end
 local function complete_if_done(run, now)
   local state, planned, total, final = unpack(redis.call('HMGET', run, 'state', 'planned', 'total', 'final'))
   if planned and (state == 'running' or state == 'waiting') and tonumber(final) == tonumber(total) then
@@ -37,12 +40,18 @@ local function stop_if_it_fails(run, after, percent)
              'reason', string.format(reason, failed, finished, percent))
   return true
 end
+local function write(run, chunk, identifier, record, was_waited_for)
+  local change = (is_waited_for(record) and 1 or 0) - (was_waited_for and 1 or 0)
+  if change ~= 0 then redis.call('HINCRBY', run, 'waited_for', change) end
+  redis.call('HSET', chunk, identifier, cmsgpack.pack(record))
+end
 local function move(run, chunk, identifier, record, outcome, code, now)
+  local was_waited_for = is_waited_for(record)
   redis.call('HINCRBY', run, 'n:' .. record[OUTCOME], -1)
   redis.call('HINCRBY', run, 'n:' .. outcome, 1)
   if rank_of(outcome) == FINAL then redis.call('HINCRBY', run, 'final', 1) end
   record[OUTCOME], record[CODE], record[AT] = outcome, code, now
-  redis.call('HSET', chunk, identifier, cmsgpack.pack(record))
+  write(run, chunk, identifier, record, was_waited_for)
 end
 """
 
@@ -140,7 +149,8 @@ if stop_after > 0 then
   most = most > 0 and math.min(most, ahead) or ahead
 end
 if most > 0 then
-  local under_way = 0
+  -- Who is away has no command: a fleet that sleeps must not keep the rest from theirs.
+  local under_way = -tonumber(redis.call('HGET', run, 'waited_for') or 0)
   for outcome, _ in pairs(RANKS) do
     if outcome ~= 'planned' then under_way = under_way + tonumber(redis.call('HGET', run, 'n:' .. outcome) or 0) end
   end
@@ -265,8 +275,9 @@ for _, identifier in ipairs(ARGV) do
   local packed = redis.call('HGET', KEYS[2], identifier)
   local record = packed and cmsgpack.unpack(packed)
   if record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending') then
+    local was_waited_for = is_waited_for(record)
     record[CODE] = 'undelivered'
-    redis.call('HSET', KEYS[2], identifier, cmsgpack.pack(record))
+    write(KEYS[1], KEYS[2], identifier, record, was_waited_for)
   end
 end
 return 1

@@ -146,6 +146,15 @@ def test_an_edit_changes_what_is_given(operator: Operator) -> None:
     assert "Nothing to change" in operator.refused("task", "edit", task_id)
 
 
+def test_a_task_stops_itself_unless_it_is_told_not_to(operator: Operator) -> None:
+    task_id = add(operator)["id"]
+    assert "at 50 % failed of 20 or more" in operator.run("task", "show", task_id).stdout
+    assert operator.ask("task", "edit", task_id, "--stop-percent", "0")["stop_percent"] is None
+    assert re.search(r"stops itself\s+never", operator.run("task", "show", task_id).stdout)
+    assert add(operator, "--stop-percent", "0")["stop_percent"] is None
+    assert "[50]" in operator.run("task", "add", "--help").stdout
+
+
 def test_a_new_version_attribute_is_told(operator: Operator) -> None:
     done = operator.run("task", "add", "gps", "--type", "tracker", "--attribute", "gps", "--module", "gps")
     assert "report once more" in done.stderr

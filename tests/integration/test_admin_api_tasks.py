@@ -68,7 +68,7 @@ async def test_a_task_has_its_documented_defaults(admin: Admin) -> None:
         "expires_seconds": 604800,
         "retries": 0,
         "backoff_seconds": 300,
-        "stop_percent": None,
+        "stop_percent": 50,
         "stop_after": 20,
         "revision": 1,
         "next_due": None,
@@ -76,6 +76,15 @@ async def test_a_task_has_its_documented_defaults(admin: Admin) -> None:
         "skipped": [],
         "notice": None,
     }
+
+
+async def test_the_stop_is_switched_off_by_null_and_stays_so(admin: Admin) -> None:
+    await admin.create_type()
+    task_id = (await create_task(admin, stop_percent=None))["id"]
+    patched = checked(await admin.api.patch(f"/tasks/{task_id}", json={"name": "other"}), 200)
+    assert (patched["name"], patched["stop_percent"]) == ("other", None)
+    schema = (await admin.api.get("/openapi.json")).json()["components"]["schemas"]["TaskFields"]["properties"]
+    assert schema["stop_percent"]["default"] == 50
 
 
 async def test_every_field_of_a_task_is_kept(admin: Admin) -> None:

@@ -21,6 +21,7 @@ import pytest
 from redis.asyncio import Redis
 from ulid import ULID
 
+from admin_api.task_documents import TaskFields
 from ota_hook.decide import decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError
@@ -133,6 +134,7 @@ class Deployment:
         self.broker = Broker()
         self.shift_ms = 0
         self.knows_presence = False
+        self.stop_rule = StopRule(50, 20)
         self._workers: list[asyncio.Task[None]] = []
 
     def clock_ms(self) -> int:
@@ -172,7 +174,7 @@ class Deployment:
                 clock_ms=self.clock_ms,
             ),
             watch=FirmwareWatch(
-                StopRule(50, 20),
+                self.stop_rule,
                 catalogue=self.catalogue,
                 offers=self.offers,
                 stops=self.stops,
@@ -608,6 +610,62 @@ async def test_a_firmware_that_fails_everywhere_stops_its_run_before_many_have_i
     await asyncio.sleep(1)
     assert len(deployed.broker.ids) <= 3 * 20
     await deployed.until(run_id, lambda run: Outcome.SENDING not in run.counters)
+
+
+def task_of_api(**fields: object) -> Task:
+    """What the API makes of a task of which nothing else is said."""
+    document = {"name": "all", "target": {"device_type": "tracker"}} | fields
+    return TaskFields.model_validate(document).to_task("01JTASK", now_ms=0)
+
+
+@pytest.mark.parametrize("fleet", [100, 800])
+async def test_where_nothing_is_said_a_firmware_that_fails_everywhere_reaches_sixty_devices_at_most(
+    deployed: Deployment, fleet: int
+) -> None:
+    await deployed.add_devices(fleet)
+    deployed.stop_rule = StopRule(100, 1_000_000)  # the run stops itself, not the firmware
+
+    async def fail(device: str, command: dict[str, object]) -> None:
+        deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+
+    deployed.broker.on_command = fail
+    await deployed.start_worker("one")
+    await deployed.start_worker("two")
+    run_id = await deployed.run_now(task_of_api())
+    run = await deployed.reached(run_id, RunState.STOPPED)
+    assert "stops at 50 %" in run.reason
+    await deployed.until(run_id, lambda run: not {Outcome.SENDING, Outcome.OFFERED} & run.counters.keys())
+    assert 20 <= len(deployed.broker.ids) < 60
+
+
+async def test_where_the_stop_is_switched_off_nothing_stops_a_run(deployed: Deployment) -> None:
+    await deployed.add_devices(100)
+    deployed.stop_rule = StopRule(100, 1_000_000)
+
+    async def fail(device: str, command: dict[str, object]) -> None:
+        deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+
+    deployed.broker.on_command = fail
+    await deployed.start_worker()
+    run_id = await deployed.run_now(task_of_api(stop_percent=None))
+    assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.FAILED: 100}
+
+
+async def test_devices_that_are_away_do_not_keep_a_careful_run_from_the_others(deployed: Deployment) -> None:
+    names = await deployed.add_devices(90)
+    here = set(names[::5])
+
+    async def answer(device: str, command: dict[str, object]) -> None:
+        if device in here:
+            await deployed.report(device, "2.0")
+        else:
+            deployed.hook.offers.track_offer(device, said(Outcome.OFFERED, UNDELIVERED), at_ms=deployed.clock_ms())
+
+    deployed.broker.on_command = answer
+    await deployed.start_worker()
+    run_id = await deployed.run_now(task_of_api(max_concurrent=10))
+    run = await deployed.until(run_id, lambda run: run.counters == {Outcome.SUCCEEDED: 18, Outcome.OFFERED: 72})
+    assert run.state is RunState.RUNNING
 
 
 async def test_a_few_failures_among_many_successes_stop_nothing(deployed: Deployment) -> None:

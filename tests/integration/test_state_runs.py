@@ -466,3 +466,19 @@ async def test_a_run_that_may_stop_goes_no_further_ahead_than_twice_what_succeed
     assert (await take(runs, most=50, stop_after=5, is_first=False))[2] == []
     await runs.move(HEAD.id, 0, [became(device, Outcome.SUCCEEDED) for device in first], now_ms=3_000)
     assert len((await take(runs, most=50, stop_after=5, is_first=False))[2]) == 20
+
+
+async def test_a_device_that_is_away_is_not_under_way_until_it_is_sent_its_command_again(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number:02}" for number in range(60)))
+    _, _, first = await take(runs, most=50, stop_after=5)
+    sent = [became(device, Outcome.OFFERED) for device in first]
+    away = [device.identifier for device in first[:4]]
+    await runs.note_undelivered(HEAD.id, 0, away[:1])  # the broker is faster than the worker
+    await runs.mark_sent(HEAD.id, 0, sent, now_ms=2_000, timeout_ms=60_000)
+    await runs.note_undelivered(HEAD.id, 0, away)
+    await runs.note_undelivered(HEAD.id, 0, away)
+    assert len((await take(runs, most=50, stop_after=5, is_first=False))[2]) == 4
+    assert await runs.send_again(HEAD.id, 0, away, now_ms=3_000) == 4
+    assert (await take(runs, most=50, stop_after=5, is_first=False))[2] == []
+    await runs.move(HEAD.id, 0, [became(device, Outcome.SUCCEEDED) for device in first[4:]], now_ms=4_000)
+    assert len((await take(runs, most=4, stop_after=5, is_first=False))[2]) == 4
