@@ -18,7 +18,7 @@ from admin_api.context import AdminContext
 from admin_api.firmware_views import FirmwareViews
 from admin_api.heavy import LimitHeavy
 from admin_api.problems import install_problems
-from admin_api.routes import check, device_types, devices, firmware, health, refused, rules, runs, tasks
+from admin_api.routes import attempts, check, device_types, devices, firmware, health, refused, rules, runs, tasks
 from admin_api.run_stream import RunStreams
 
 __all__ = ["AdminContext", "create_app"]
@@ -55,6 +55,7 @@ def create_app(context: AdminContext) -> FastAPI:
         devices.router,
         firmware.streams,
         firmware.router,
+        attempts.router,
         refused.router,
         check.router,
         tasks.router,

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 from ulid import ULID
 
+from ota_hook.ports.attempts import AttemptStore
 from ota_hook.ports.catalogue import Catalogue
 from ota_hook.ports.devices import DeviceStore
 from ota_hook.ports.idempotency import IdempotencyStore
@@ -53,6 +54,7 @@ class AdminContext:
     catalogue: Catalogue
     devices: DeviceStore
     offers: OfferStore
+    attempts: AttemptStore
     packages: PackageStore
     tasks: TaskStore
     runs: RunStore

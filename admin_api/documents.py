@@ -31,6 +31,7 @@ from ota_hook.model import (
     DEFAULT_MODULE,
     DEFAULT_VERSION_ATTRIBUTE,
     TAGS_MAX,
+    Attempts,
     CommandExtra,
     DeviceState,
     DeviceType,
@@ -317,7 +318,10 @@ class DevicePatch(Document):
 
 
 class DeviceOut(BaseModel):
-    """A device. `versions_reported_at` is null for a version that an operator set; `online` is null: not known."""
+    """A device. `versions_reported_at` is null for a version that an operator set; `online` is null: not known.
+
+    `exhausted_firmware` was tried too often in vain and is not offered any more (`/attempts`).
+    """
 
     identifier: str
     type: str
@@ -325,6 +329,7 @@ class DeviceOut(BaseModel):
     versions_reported_at: dict[str, str | None]
     tags: list[str]
     online: bool | None
+    exhausted_firmware: list[str]
 
     @classmethod
     def of(cls, device: DeviceState) -> Self:
@@ -339,6 +344,27 @@ class DeviceOut(BaseModel):
             },
             tags=list(device.tags),
             online=None,
+            exhausted_firmware=list(device.exhausted),
+        )
+
+
+class AttemptsOut(BaseModel):
+    """How often a device tried a firmware in vain. `exhausted`: it is not offered it any more, until a reset."""
+
+    device: str
+    firmware_id: str
+    attempts: int
+    last_at: str | None
+    exhausted: bool
+
+    @classmethod
+    def of(cls, device: str, attempts: Attempts) -> Self:
+        return cls(
+            device=device,
+            firmware_id=attempts.firmware_id,
+            attempts=attempts.count,
+            last_at=rfc3339(attempts.last_at_ms) if attempts.last_at_ms is not None else None,
+            exhausted=attempts.is_exhausted,
         )
 
 

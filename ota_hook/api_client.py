@@ -137,9 +137,9 @@ class ApiClient:
             headers["If-Match"] = etag
         return _read_document(self._ask("PATCH", path, content=_encode(changes), headers=headers))
 
-    def delete(self, path: str) -> None:
-        """Delete it; NotFound where it does not exist."""
-        self._ask("DELETE", path)
+    def delete(self, path: str, **query: object) -> None:
+        """Delete it; NotFound where it does not exist. Queries that are None are left out."""
+        self._ask("DELETE", path, params=_given(query))
 
     # ---- streams
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ota_hook._matcher import Explanation
+from ota_hook.decide import ATTEMPTS_EXHAUSTED, without_exhausted
 from ota_hook.model import DeviceState, Firmware, Rule
 from ota_hook.snapshot import Snapshot
 
@@ -23,7 +24,8 @@ class FirmwareReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """The whole answer. `offer` None comes with a `reason`: `no_rule`, `no_firmware`, `no_version`, `none_newer`."""
+    """The whole answer. `offer` None comes with a `reason`: `no_rule`, `no_firmware`, `no_version`, `none_newer`,
+    `attempts_exhausted`."""
 
     rule: Rule | None
     current_version: str | None
@@ -44,6 +46,7 @@ _SENTENCES: Final = {
     "same_version": "The device runs an equal version ({current}) already.",
     "not_newer": "It is older than the device's version {current}, and does not allow downgrade.",
     "outranked": "It could be offered, but {better} is better.",
+    ATTEMPTS_EXHAUSTED: "The device tried it too often in vain, and is not offered it until its attempts are reset.",
     "no_rule": "No enabled rule makes any event of the device type a check of this module.",
     "unusable": "It can't be matched as it is stored; the log says why.",
 }
@@ -77,6 +80,8 @@ def _explain(
     by_id = {firmware.id: firmware for firmware in living}
     index = snapshot.index(device.device_type, module)
     explained = index.explain(device.identifier, current, device.tags) if index else []
+    if device.exhausted:
+        explained = list(without_exhausted(explained, device.exhausted))
     chosen = next((by_id[e.firmware_id] for e in explained if e.chosen and e.firmware_id in by_id), None)
     facts = {
         "current": current,
@@ -128,4 +133,7 @@ def _more(texts: Sequence[str]) -> str:
 def _reason(current: str | None, reports: Sequence[FirmwareReport]) -> str:
     if not reports:
         return "no_firmware"
-    return "no_version" if current is None else "none_newer"
+    if current is None:
+        return "no_version"
+    is_exhausted = any(ATTEMPTS_EXHAUSTED in report.reasons for report in reports)
+    return ATTEMPTS_EXHAUSTED if is_exhausted else "none_newer"

@@ -13,6 +13,7 @@ import orjson
 import typer
 from typer.core import TyperCommand
 
+from ota_hook.cli_attempts import attempts
 from ota_hook.cli_catalogue import devices, rules, types
 from ota_hook.cli_firmware import check, firmware
 from ota_hook.cli_runs import task
@@ -332,6 +333,7 @@ app.command()(fleet)
 app.add_typer(types, name="types")
 app.add_typer(devices, name="devices")
 app.add_typer(firmware, name="firmware")
+app.add_typer(attempts, name="attempts")
 app.add_typer(rules, name="rules")
 app.add_typer(versions, name="versions")
 app.add_typer(task, name="task")

@@ -28,6 +28,7 @@ _REASONS: Final = {
     "no_firmware": "its type has no firmware for this module",
     "no_version": "it has not reported this attribute yet, so nothing can be newer",
     "none_newer": "none of the firmware is for it as it is now",
+    "attempts_exhausted": "it tried what is newer too often in vain (`ota-hook attempts list --device ID`)",
 }
 
 firmware = typer.Typer(help="Firmware: upload, say who may get it, switch on and off.", no_args_is_help=True)

@@ -5,9 +5,10 @@ Pure: nothing here waits, logs or counts. The provider carries the decisions out
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final, NamedTuple
 
+from ota_hook._matcher import Explanation
 from ota_hook._versions import version_key
 from ota_hook.model import DEFAULT_MODULE, DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
 from ota_hook.snapshot import Snapshot
@@ -44,6 +45,14 @@ class SettleOffer(NamedTuple):
     code: str = ""
 
 
+class CountAttempt(NamedTuple):
+    """Count that the device tried an open offer in vain: it came back with its old version."""
+
+    offer: OpenOffer
+
+
+ATTEMPTS_EXHAUSTED: Final = "attempts_exhausted"
+
 CheckDecision = OfferUpdate | AnswerNoUpgrade | StaySilent
 
 
@@ -68,15 +77,35 @@ def decide_check(
     return tuple(_answer(rule, device, device_type, snapshot) for rule in rules)
 
 
-def _answer(rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: Snapshot) -> CheckDecision:
+def _answer(
+    rule: Rule, device: DeviceState, device_type: DeviceType, snapshot: Snapshot
+) -> OfferUpdate | AnswerNoUpgrade:
     current = device.versions.get(rule.version_attribute)
     if current is None:
         return AnswerNoUpgrade(rule.module, device_type, "no_version")
     index = snapshot.index(device.device_type, rule.module)
     firmware_id = index.resolve(device.identifier, current.text, device.tags) if index is not None else None
-    if firmware_id is None:
+    if index is None or firmware_id is None:
         return AnswerNoUpgrade(rule.module, device_type, "none_newer")
+    if firmware_id in device.exhausted:
+        explained = without_exhausted(index.explain(device.identifier, current.text, device.tags), device.exhausted)
+        firmware_id = next((one.firmware_id for one in explained if one.chosen), None)
+        if firmware_id is None:
+            return AnswerNoUpgrade(rule.module, device_type, ATTEMPTS_EXHAUSTED)
     return OfferUpdate(rule, snapshot.firmware[firmware_id], device_type, current.text)
+
+
+def without_exhausted(explained: Iterable[Explanation], exhausted: Collection[str]) -> Iterator[Explanation]:
+    """The same firmware, best first, without what a device tried too often: the best of the others is chosen."""
+    is_chosen = False
+    for one in explained:
+        if one.reasons not in ((), ("outranked",)):
+            yield one
+        elif one.firmware_id in exhausted:
+            yield Explanation(one.firmware_id, chosen=False, reasons=(ATTEMPTS_EXHAUSTED,))
+        else:
+            yield Explanation(one.firmware_id, chosen=not is_chosen, reasons=("outranked",) if is_chosen else ())
+            is_chosen = True
 
 
 def push_rule(snapshot: Snapshot, device_type: str, version_attribute: str | None, module: str | None) -> Rule | None:
@@ -102,7 +131,7 @@ def decide_push(device: DeviceState | None, rule: Rule, snapshot: Snapshot) -> O
     if device_type is None or rule.device_type != device.device_type:
         return StaySilent("type_differs")
     answer = _answer(rule, device, device_type, snapshot)
-    return answer if isinstance(answer, OfferUpdate) else StaySilent("none_newer")
+    return StaySilent(answer.reason) if isinstance(answer, AnswerNoUpgrade) else answer
 
 
 def open_offer(decision: OfferUpdate, command_id: int, *, offered_at_ms: int) -> OpenOffer:
@@ -119,25 +148,29 @@ def open_offer(decision: OfferUpdate, command_id: int, *, offered_at_ms: int) ->
     )
 
 
-def decide_report(device: DeviceState, reported: Collection[str], snapshot: Snapshot) -> tuple[SettleOffer, ...]:
+def decide_report(
+    device: DeviceState, reported: Collection[str], snapshot: Snapshot
+) -> tuple[SettleOffer | CountAttempt, ...]:
     """What a report proves about the device's open offers. `device` is the state after it, `reported` its attributes.
 
-    Success is the offered version, by key; another version than before the offer is a failure; the old one proves
-    nothing.
+    Success is the offered version, by key; another version than before the offer is a failure; the old one is an
+    attempt where the device has tried, and else proves nothing: polling without trying is not an attempt.
     """
     device_type = snapshot.types.get(device.device_type)
     if device_type is None:
         return ()
-    settled = []
+    decisions: list[SettleOffer | CountAttempt] = []
     for offer in device.open_offers:
         version = device.versions.get(offer.version_attribute)
         if version is None or offer.version_attribute not in reported:
             continue
         if _same_version(device_type, version.text, offer.version):
-            settled.append(SettleOffer(offer, Outcome.SUCCEEDED))
+            decisions.append(SettleOffer(offer, Outcome.SUCCEEDED))
         elif not _same_version(device_type, version.text, offer.from_version):
-            settled.append(SettleOffer(offer, Outcome.FAILED, "other_version"))
-    return tuple(settled)
+            decisions.append(SettleOffer(offer, Outcome.FAILED, "other_version"))
+        elif offer.has_tried:
+            decisions.append(CountAttempt(offer))
+    return tuple(decisions)
 
 
 def _same_version(device_type: DeviceType, one: str, other: str) -> bool:

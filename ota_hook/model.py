@@ -210,6 +210,7 @@ class OpenOffer:
 
     `version` is the offered one, `from_version` the one that the device ran. The newest of `command_ids` is the last.
     `run_id` and `chunk` say where in a run it belongs; empty where a check made it. `outcome` is how far it is.
+    `has_tried`: the device came back, or said that it is at it, since the last attempt that was counted.
     """
 
     module: str
@@ -222,6 +223,7 @@ class OpenOffer:
     run_id: str = ""
     chunk: int = 0
     outcome: Outcome = Outcome.OFFERED
+    has_tried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +285,28 @@ class SettledOffer:
     code: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How often a device tried a firmware without success, an attempt an hour at most, and when it last did.
+
+    `is_exhausted`: it is not offered that firmware any more.
+    """
+
+    firmware_id: str
+    count: int
+    last_at_ms: int | None
+    is_exhausted: bool
+
+
 class DeviceState(NamedTuple):
-    """What Redis knows of one device. `tags` are sorted and distinct."""
+    """What Redis knows of one device. `tags` are sorted and distinct.
+
+    `exhausted` names the firmware that it tried too often and is not offered any more.
+    """
 
     identifier: str
     device_type: str
     versions: Mapping[str, ReportedVersion] = MappingProxyType({})
     open_offers: tuple[OpenOffer, ...] = ()
     tags: tuple[str, ...] = ()
+    exhausted: tuple[str, ...] = ()

@@ -155,6 +155,13 @@ class Settings(BaseModel):
         description="Ask the broker who connects and disconnects: pushes then wait for devices that are away. Costs"
         " each connect and disconnect a call.",
     )
+    attempts_max: int = Field(
+        default=10,
+        ge=1,
+        le=1_000,
+        description="So often, once an hour at most, a device may try a firmware in vain: fail, or come back with its"
+        " old version. Then it is not offered it any more, until its attempts are reset.",
+    )
     mqtt_url: SecretStr | None = Field(
         default=None, description="`mqtt://` or `mqtts://` of the broker, for commands that are published."
     )

@@ -116,6 +116,10 @@ class MemoryOffers:
     devices: MemoryDevices
     settled: list[tuple[str, SettledOffer]] = field(default_factory=list)
     said: list[tuple[str, Said]] = field(default_factory=list)
+    attempted: list[tuple[str, OpenOffer]] = field(default_factory=list)
+
+    def count_attempt(self, identifier: str, offer: OpenOffer, *, at_ms: int) -> None:
+        self.attempted.append((identifier, offer))
 
     def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         device = self.devices.devices[identifier]

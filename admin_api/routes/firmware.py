@@ -368,6 +368,7 @@ async def delete_firmware(context: Context, firmware_id: str, conditions: Condit
     await commit(context.catalogue, decide)
     # Each of these may be repeated: who asks again after a failure finds them done.
     await context.offers.cancel_offers(firmware_id, settled_at_ms=context.now_ms())
+    await context.attempts.reset_firmware(firmware_id)
     await context.packages.remove(firmware_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

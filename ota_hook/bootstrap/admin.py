@@ -79,6 +79,7 @@ async def run_admin(
             catalogue=state.catalogue,
             devices=state.devices,
             offers=state.offers,
+            attempts=state.attempts,
             packages=packages,
             tasks=state.tasks,
             runs=state.runs,

@@ -45,7 +45,7 @@ async def run_hook(settings: Settings, state: State, publisher: Publisher | None
         command_ids = HotCommandIds(pipes, state.keys)
         command_ids.start()
         stack.callback(command_ids.close)
-        offers = HotOffers(pipes, state.keys)
+        offers = HotOffers(pipes, state.keys, attempts_max=settings.attempts_max)
         stack.callback(offers.close)
         state.metrics.add_gauge("redis_available", "Whether Redis takes commands: 1 or 0.", lambda: pipes.available)
         state.metrics.add_gauge("offers_not_noted", "Offers whose bookkeeping was lost.", lambda: offers.lost)

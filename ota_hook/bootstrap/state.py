@@ -16,6 +16,7 @@ from ota_hook.errors import DependencyError
 from ota_hook.metrics import HookMetrics
 from ota_hook.settings import Settings
 from ota_hook.standin.redis import embedded_redis
+from ota_hook.state.attempts import RedisAttempts
 from ota_hook.state.catalogue import RedisCatalogue
 from ota_hook.state.connection import RedisClient, connect_redis
 from ota_hook.state.devices import RedisDevices
@@ -40,6 +41,7 @@ class State:
     writer: DurableWriter
     catalogue: RedisCatalogue
     offers: RedisOffers
+    attempts: RedisAttempts
     devices: RedisDevices
     tasks: RedisTasks
     runs: RedisRuns
@@ -78,7 +80,8 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             keys=keys,
             writer=writer,
             catalogue=catalogue,
-            offers=RedisOffers(redis, keys),
+            offers=RedisOffers(redis, keys, attempts_max=settings.attempts_max),
+            attempts=RedisAttempts(redis, keys, writer=writer),
             devices=RedisDevices(redis, keys, writer=writer),
             tasks=RedisTasks(redis, keys, writer=writer),
             runs=RedisRuns(redis, keys, writer=writer),

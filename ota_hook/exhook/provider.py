@@ -17,7 +17,15 @@ from typing import Any, Final, Literal
 import structlog
 from google.protobuf.message import DecodeError
 
-from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check, decide_report, open_offer
+from ota_hook.decide import (
+    AnswerNoUpgrade,
+    CountAttempt,
+    OfferUpdate,
+    StaySilent,
+    decide_check,
+    decide_report,
+    open_offer,
+)
 from ota_hook.dialect import (
     Address,
     BadMessage,
@@ -351,6 +359,9 @@ class HookProvider:
         if not device.open_offers:
             return
         for decision in decide_report(device, report.versions.keys(), self._snapshots.current):
+            if isinstance(decision, CountAttempt):
+                self._offers.count_attempt(device.identifier, decision.offer, at_ms=self._clock_ms())
+                continue
             self._offers.settle_offer(
                 device.identifier,
                 decision.offer,

@@ -59,13 +59,22 @@ class OpenOffers(Protocol):
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
     ) -> None:
-        """Close the open offer of that module and firmware. Nothing happens where it was closed already."""
+        """Close the open offer of that module and firmware. Nothing happens where it was closed already.
+
+        A failure counts as an attempt, as in `count_attempt`.
+        """
         ...
 
     def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
         """Bring the open offer that was spoken of further, or close it; an outcome never goes back.
 
         `offered` with a code notes that code and changes no outcome. Where no such offer is open nothing happens.
+        """
+        ...
+
+    def count_attempt(self, identifier: str, offer: OpenOffer, *, at_ms: int) -> None:
+        """Count that the device came back with its old version. Once per return, and at most once an hour; behind the
+        last attempt that it has, the offer has failed and the firmware is not offered to it any more.
         """
         ...
 

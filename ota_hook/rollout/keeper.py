@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from ota_hook.decide import decide_report
+from ota_hook.decide import SettleOffer, decide_report
 from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
 from ota_hook.ports.catalogue import SnapshotSource
 from ota_hook.ports.devices import DeviceStore
@@ -140,7 +140,7 @@ class Keeper:
             late, await self._devices.load_devices([device.identifier for device in late]), strict=True
         ):
             decided = decide_report(state, state.versions.keys(), self._snapshots.current) if state is not None else ()
-            found = [decision for decision in decided if decision.offer.run_id == head.id]
+            found = [one for one in decided if isinstance(one, SettleOffer) and one.offer.run_id == head.id]
             if found:
                 proven.setdefault((found[0].outcome, found[0].code), []).append(device)
             else:

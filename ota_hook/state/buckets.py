@@ -5,15 +5,19 @@ Knows which buckets there are, not what is in them.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
+from ota_hook.errors import InputError
 from ota_hook.state.connection import RedisClient, list_primaries
 from ota_hook.state.keys import Keys
 
 _FIRST_BATCH: Final = 8
 _LARGEST_BATCH: Final = 256
 _SCAN_COUNT: Final = 5_000
+_CURSOR_DIGITS: Final = 8
 _SPARSE: Final = 4
 """With fewer keys than a quarter of the buckets, asking which exist is cheaper than asking each bucket."""
 
@@ -44,3 +48,20 @@ async def batches_of_buckets(
             batch, size = [], min(2 * size, largest)
     if batch:
         yield batch
+
+
+def write_cursor(bucket: int, identifier: bytes) -> str:
+    """A place in the walk, for a page that goes on behind it: the last identifier of a bucket that was shown."""
+    return base64.urlsafe_b64encode(b"%d/%b" % (bucket, identifier)).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> tuple[int, bytes]:
+    """What `write_cursor` was given. Raises InputError for anything else."""
+    try:
+        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        decoded = b""
+    bucket, slash, identifier = decoded.partition(b"/")
+    if not slash or not bucket.isdigit() or len(bucket) > _CURSOR_DIGITS:
+        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor")
+    return int(bucket), identifier

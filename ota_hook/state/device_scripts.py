@@ -1,7 +1,10 @@
 """The Lua scripts that read and write devices; devices.py, device_import.py and hot.py say what runs when.
 
 A device's state is packed as records.py says. Tags stand there under the attribute with the empty name, so that a
-report, which never names it, leaves them as they are.
+report, which never names it, leaves them as they are; so do the marks of exhausted firmware, which an operator's write
+of tags leaves too. Of each script but IMPORT and SCAN, KEYS 1 and 2 are the compact and the long hash of the device's
+bucket, KEYS 3 its open offers, KEYS 4 its history and KEYS 5 its attempts. A text for tags is '' where nothing is said
+of them, and else '=' and the tags.
 """
 
 from __future__ import annotations
@@ -9,53 +12,10 @@ from __future__ import annotations
 from typing import Final
 
 from ota_hook.state.connection import Script
-from ota_hook.state.offers import OFFERS_LUA
-from ota_hook.state.records import COMPACT_MAX_BYTES, TAGS_ATTRIBUTE
-
-_DEVICE_LUA: Final = f"""
-local COMPACT = {COMPACT_MAX_BYTES}
-local TAGS = '{TAGS_ATTRIBUTE}'
-local function read_device(compact, long, identifier)
-  if #identifier <= COMPACT then
-    local packed = redis.call('HGET', compact, identifier)
-    if packed ~= '' then return packed end
-  end
-  return redis.call('HGET', long, identifier)
-end
-local function write_device(compact, long, identifier, packed, stored)
-  if #identifier <= COMPACT and #packed <= COMPACT then
-    redis.call('HSET', compact, identifier, packed)
-    if stored and #stored > COMPACT then redis.call('HDEL', long, identifier) end
-    return
-  end
-  redis.call('HSET', long, identifier, packed)
-  if #identifier <= COMPACT then redis.call('HSET', compact, identifier, '') end
-end
-local function find_attribute(device, attribute)
-  for i = 2, #device, 3 do
-    if device[i] == attribute then return i end
-  end
-  return nil
-end
-local function set_attribute(device, attribute, text)
-  local at = find_attribute(device, attribute) or #device + 1
-  device[at], device[at + 1], device[at + 2] = attribute, 0, text
-end
-local function forget_attribute(device, attribute)
-  local at = find_attribute(device, attribute)
-  for _ = 1, at and 3 or 0 do table.remove(device, at) end
-end
-local function set_tags(device, text)
-  if text == '' then forget_attribute(device, TAGS) else set_attribute(device, TAGS, text) end
-end
-"""
-"""Of each script but IMPORT and SCAN, KEYS 1 and 2 are the compact and the long hash of the device's bucket, KEYS 3 its
-open offers and KEYS 4 its history. `stored` is what `read_device` found. A text for tags is '' where nothing is said of
-them, and else '=' and the tags.
-"""
+from ota_hook.state.lua_functions import DEVICE_LUA, OFFERS_LUA
 
 LOAD: Final = Script(
-    _DEVICE_LUA
+    DEVICE_LUA
     + """
 local packed = read_device(KEYS[1], KEYS[2], ARGV[1])
 if not packed then return false end
@@ -64,7 +24,7 @@ return {packed, redis.call('HGET', KEYS[3], ARGV[1])}
 )
 
 REPORT: Final = Script(
-    _DEVICE_LUA
+    DEVICE_LUA
     + """
 local identifier, reported_at, refresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local expected, register = ARGV[4], ARGV[5] == '1'
@@ -105,18 +65,6 @@ return {packed, redis.call('HGET', KEYS[3], identifier)}
 """
 )
 
-_RECORD_LUA: Final = """
-local function unpack_record(packed)
-  local ok, device, more = pcall(cmsgpack.unpack, packed)
-  if not ok or more ~= nil or type(device) ~= 'table' or #device % 3 ~= 1 then return nil end
-  for i, value in ipairs(device) do
-    if type(value) ~= (i % 3 == 0 and 'number' or 'string') then return nil end
-  end
-  return device
-end
-"""
-"""An operator's write must be able to mend a record that can't be read: then `unpack_record` is nil."""
-
 # '' expects nothing, '*' any device, and else the digests stand between line breaks.
 _EXPECTED_LUA: Final = """
 local function is_one_of(digests, digest)
@@ -132,7 +80,7 @@ end
 """
 
 CREATE: Final = Script(
-    _DEVICE_LUA
+    DEVICE_LUA
     + """
 if read_device(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
 write_device(KEYS[1], KEYS[2], ARGV[1], ARGV[2], false)
@@ -151,17 +99,15 @@ local function put_device(keys, stored, identifier, device_type, packed, tags)
   end
   device = device or {}
   device[1] = device_type
+  local kept, exhausted = get_tags(device)
+  if tags ~= '' then kept = string.sub(tags, 2) end
   if packed == '' then
-    if tags ~= '' then set_tags(device, string.sub(tags, 2)) end
+    set_tags(device, kept, exhausted)
     packed = cmsgpack.pack(device)
-  elseif tags == '' then
-    local at = find_attribute(device, TAGS)
-    if at then
-      local text = device[at + 2]
-      device = cmsgpack.unpack(packed)
-      set_tags(device, text)
-      packed = cmsgpack.pack(device)
-    end
+  elseif exhausted ~= '' or (tags == '' and kept ~= '') then
+    device = cmsgpack.unpack(packed)
+    set_tags(device, kept, exhausted)
+    packed = cmsgpack.pack(device)
   end
   if packed ~= stored then write_device(keys[1], keys[2], identifier, packed, stored) end
   return cancelled
@@ -172,8 +118,7 @@ firmware whose offers were cancelled; nil where something should be kept of a re
 """
 
 PUT: Final = Script(
-    _DEVICE_LUA
-    + _RECORD_LUA
+    DEVICE_LUA
     + _EXPECTED_LUA
     + OFFERS_LUA
     + _PUT_LUA
@@ -188,8 +133,7 @@ return {stored and 0 or 1, cancelled}
 )
 
 IMPORT: Final = Script(
-    _DEVICE_LUA
-    + _RECORD_LUA
+    DEVICE_LUA
     + OFFERS_LUA
     + _PUT_LUA
     + """
@@ -209,8 +153,7 @@ return {created, cancelled, unreadable}
 by PUT; how many were created, the firmware whose offers were cancelled, and the devices that PUT would refuse."""
 
 PATCH: Final = Script(
-    _DEVICE_LUA
-    + _RECORD_LUA
+    DEVICE_LUA
     + _EXPECTED_LUA
     + OFFERS_LUA
     + """
@@ -229,7 +172,8 @@ end
 for i = 6, #ARGV, 3 do
   if ARGV[i + 1] == '1' then set_attribute(device, ARGV[i], ARGV[i + 2]) else forget_attribute(device, ARGV[i]) end
 end
-if tags ~= '' then set_tags(device, string.sub(tags, 2)) end
+local kept, exhausted = get_tags(device)
+if tags ~= '' then set_tags(device, string.sub(tags, 2), exhausted) end
 local packed = cmsgpack.pack(device)
 if packed ~= stored then write_device(KEYS[1], KEYS[2], identifier, packed, stored) end
 return {packed, redis.call('HGET', KEYS[3], identifier), cancelled}
@@ -237,7 +181,7 @@ return {packed, redis.call('HGET', KEYS[3], identifier), cancelled}
 )
 
 DELETE: Final = Script(
-    _DEVICE_LUA
+    DEVICE_LUA
     + _EXPECTED_LUA
     + OFFERS_LUA
     + """
@@ -247,6 +191,7 @@ local conflict = stored and find_conflict(stored, ARGV[1], ARGV[2])
 if conflict then return conflict end
 local cancelled = cancel_all(identifier, KEYS[3], KEYS[4])
 redis.call('DEL', KEYS[4])
+redis.call('HDEL', KEYS[5], identifier)
 local gone = redis.call('HDEL', KEYS[1], identifier) + redis.call('HDEL', KEYS[2], identifier)
 return {gone > 0 and 1 or 0, cancelled}
 """

@@ -16,8 +16,6 @@ its next report mends it.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import itertools
 from collections import deque
@@ -27,11 +25,11 @@ from typing import Final
 
 import structlog
 
-from ota_hook.errors import ConflictError, InputError
+from ota_hook.errors import ConflictError
 from ota_hook.model import DeviceState
 from ota_hook.ports.device_messages import Report
 from ota_hook.ports.devices import ANY_DEVICE, ExpectedDevice, StoredDevice
-from ota_hook.state.buckets import batches_of_buckets
+from ota_hook.state.buckets import batches_of_buckets, read_cursor, write_cursor
 from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_commands, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
 from ota_hook.state.device_scripts import COUNT, CREATE, DELETE, LOAD, PATCH, PUT, SCAN
@@ -58,7 +56,6 @@ wait so long: a millisecond or two where there is a million devices.
 _KEYS_A_SCRIPT: Final = 32
 """Of a scan: two a bucket."""
 _EVERY_TYPE: Final = b"*"
-_CURSOR_DIGITS: Final = 8
 _LOGGED_A_SCAN: Final = 10
 
 _log = structlog.get_logger("ota_hook.state.devices")
@@ -226,7 +223,7 @@ class RedisDevices:
 
         Reads on until the page is full or the devices end, so a rare type or tag costs a reading of all.
         """
-        first, after = _read_cursor(cursor) if cursor else (0, b"")
+        first, after = read_cursor(cursor) if cursor else (0, b"")
         wanted = _Wanted(device_type, tag)
         page: list[DeviceState] = []
         last = (first, after)
@@ -239,7 +236,7 @@ class RedisDevices:
                     if device is None:
                         continue
                     if len(page) == limit:
-                        return page, _write_cursor(*last)
+                        return page, write_cursor(*last)
                     page.append(device)
                     last = (bucket, identifier)
         return page, None
@@ -287,7 +284,8 @@ class RedisDevices:
         return self._keys.devices(bucket), self._keys.long_devices(bucket), self._keys.offers(bucket)
 
     def _touched_by_admin(self, identifier: str) -> tuple[Argument, ...]:
-        return *self._touched(identifier), self._keys.history(self._keys.bucket_of(identifier), identifier)
+        bucket = self._keys.bucket_of(identifier)
+        return *self._touched(identifier), self._keys.history(bucket, identifier), self._keys.attempts(bucket)
 
 
 class _Wanted:
@@ -386,18 +384,3 @@ def keepers_by_attribute(kept_by_type: Mapping[str, frozenset[str]]) -> dict[str
         attribute: _EVERY_TYPE if len(types) == len(kept_by_type) else as_bytes("\n".join(("", *types, "")))
         for attribute, types in types_by_attribute.items()
     }
-
-
-def _write_cursor(bucket: int, identifier: bytes) -> str:
-    return base64.urlsafe_b64encode(b"%d/%b" % (bucket, identifier)).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[int, bytes]:
-    try:
-        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error):
-        decoded = b""
-    bucket, slash, identifier = decoded.partition(b"/")
-    if not slash or not bucket.isdigit() or len(bucket) > _CURSOR_DIGITS:
-        raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor")
-    return int(bucket), identifier

@@ -19,31 +19,38 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports.device_messages import DeviceDone, Report
 from ota_hook.progress import Said
-from ota_hook.state.connection import Argument, Script
+from ota_hook.state.connection import Argument, Call, Script
 from ota_hook.state.device_scripts import REPORT
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, report_arguments
 from ota_hook.state.keys import Keys, as_bytes
-from ota_hook.state.offers import (
+from ota_hook.state.offer_scripts import (
+    ATTEMPT,
     COME_BACK,
-    FAILURES,
+    DEFAULT_ATTEMPTS_MAX,
+    EXHAUSTED_CODE,
     GO_AWAY,
     RECORD,
     SETTLE,
     TRACK,
+    attempt_call,
+    come_back_call,
     record_call,
     settle_call,
-    tell_command,
+    track_call,
 )
+from ota_hook.state.offers import FAILURES, tell_command
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
 from ota_hook.task import RunMove
 
-SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text, TRACK.text, COME_BACK.text, GO_AWAY.text)
+SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text, TRACK.text, ATTEMPT.text, COME_BACK.text, GO_AWAY.text)
 """What every pipe makes sure that Redis knows."""
 
 ID_BLOCK: Final = 8_192
 DEFAULT_PATIENCE_MS: Final = 60_000
 LATE_NOTES_MAX: Final = 100_000
+_WAS_LAST: Final = 2
+"""What ATTEMPT answers for the attempt behind which a firmware is exhausted."""
 _LATE_BATCH: Final = 1_000
 _LATE_S: Final = 0.2
 _IDS_RETRY_S: Final = 0.2
@@ -163,19 +170,21 @@ class HotDevices:
 class HotOffers:
     """ports.device_messages.OpenOffers. What could not be noted is counted in `lost`.
 
-    What devices said of offers is kept while Redis is away, within a bound, and noted when it is back.
+    What devices said of offers is kept while Redis is away, within a bound, and noted when it is back. A firmware that
+    a device tried `attempts_max` times is not offered to it any more.
     """
 
-    def __init__(self, pipes: Pipes, keys: Keys) -> None:
+    def __init__(self, pipes: Pipes, keys: Keys, *, attempts_max: int = DEFAULT_ATTEMPTS_MAX) -> None:
         self._pipes = pipes
         self._keys = keys
+        self._attempts_max = attempts_max
         self._late: deque[Callable[[], None]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self.lost = 0
 
     def record_offer(self, identifier: str, offer: OpenOffer) -> None:
         """See ports.device_messages.OpenOffers. An offer to a device that is not registered (any more) is not kept."""
-        touched, arguments = record_call(self._keys, identifier, offer)
+        call = record_call(self._keys, identifier, offer)
 
         def count(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
@@ -190,13 +199,18 @@ class HotOffers:
                 at_ms = offer.offered_at_ms
                 self._tell(RunMove(run_id.decode(), chunk, identifier, Outcome.SUPERSEDED, at_ms=at_ms))
 
-        _run_script(self._pipes.of(str(touched[0])), RECORD, touched, arguments, count)
+        self._run(RECORD, call, count)
 
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
     ) -> None:
         """See ports.device_messages.OpenOffers. The history keeps the offer as stored, with every command id."""
-        touched, arguments = settle_call(self._keys, identifier, offer, outcome, code=code, settled_at_ms=settled_at_ms)
+        call = settle_call(
+            *(self._keys, identifier, offer, outcome),
+            code=code,
+            settled_at_ms=settled_at_ms,
+            attempts_max=self._attempts_max,
+        )
 
         def count(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
@@ -208,16 +222,11 @@ class HotOffers:
             if run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, outcome, code, settled_at_ms))
 
-        self._insist(lambda done: _run_script(self._pipes.of(str(touched[0])), SETTLE, touched, arguments, done), count)
+        self._insist(lambda done: self._run(SETTLE, call, done), count)
 
     def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
         """See ports.device_messages.OpenOffers."""
-        bucket = self._keys.bucket_of(identifier)
-        touched = (self._keys.offers(bucket), self._keys.history(bucket, identifier))
-        arguments = (
-            *(as_bytes(identifier), said.command_id or 0, as_bytes(said.module or "")),
-            *(said.outcome.value, as_bytes(said.code), at_ms),
-        )
+        call = track_call(self._keys, identifier, said, at_ms=at_ms, attempts_max=self._attempts_max)
 
         def count(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
@@ -229,7 +238,29 @@ class HotOffers:
             if changed and run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, said.outcome, said.code, at_ms))
 
-        self._insist(lambda done: _run_script(self._pipes.of(touched[0]), TRACK, touched, arguments, done), count)
+        self._insist(lambda done: self._run(TRACK, call, done), count)
+
+    def count_attempt(self, identifier: str, offer: OpenOffer, *, at_ms: int) -> None:
+        """See ports.device_messages.OpenOffers."""
+        call = attempt_call(self._keys, identifier, offer, at_ms=at_ms, attempts_max=self._attempts_max)
+
+        def count(reply: Any) -> None:  # noqa: ANN401
+            if isinstance(reply, Exception):
+                self._lose(reply)
+                return
+            counted, run_id, chunk = reply
+            if counted != _WAS_LAST:
+                return
+            _log.warning("attempts_exhausted", device=identifier, firmware=offer.firmware_id)
+            self._count(offer.firmware_id, Outcome.FAILED)
+            if run_id:
+                self._tell(RunMove(run_id.decode(), chunk, identifier, Outcome.FAILED, EXHAUSTED_CODE, at_ms))
+
+        self._insist(lambda done: self._run(ATTEMPT, call, done), count)
+
+    def _run(self, script: Script, call: Call, done: Done) -> None:
+        touched, arguments = call
+        _run_script(self._pipes.of(str(touched[0])), script, touched, arguments, done)
 
     def close(self) -> None:
         """What is still kept is lost."""
@@ -295,13 +326,9 @@ class HotPresence:
         self._patience_ms = patience_ms
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
-        """See ports.device_messages.Presence."""
-        bucket = self._keys.bucket_of(identifier)
-        touched = (
-            self._keys.offers(bucket),
-            self._keys.devices(bucket),
-            self._keys.long_devices(bucket),
-            self._keys.presence(bucket),
+        """See ports.Presence."""
+        touched, arguments = come_back_call(
+            self._keys, identifier, connection, at_ms=at_ms, patience_ms=self._patience_ms
         )
 
         def tell(reply: Any) -> None:  # noqa: ANN401
@@ -311,8 +338,7 @@ class HotPresence:
                 move = RunMove(run_id.decode(), chunk, identifier, Outcome.PLANNED, at_ms=at_ms)
                 self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), _forget)
 
-        arguments = (as_bytes(identifier), as_bytes(connection), at_ms, self._patience_ms)
-        _run_script(self._pipes.of(touched[0]), COME_BACK, touched, arguments, tell)
+        _run_script(self._pipes.of(str(touched[0])), COME_BACK, touched, arguments, tell)
 
     def go(self, identifier: str, connection: str) -> None:
         """See ports.device_messages.Presence."""

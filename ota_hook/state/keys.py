@@ -75,6 +75,10 @@ class Keys:
         """Hash: identifier → packed list of open offers."""
         return f"{self.prefix}:{{{bucket}}}:o"
 
+    def attempts(self, bucket: int) -> str:
+        """Hash: identifier → packed attempts of firmware."""
+        return f"{self.prefix}:{{{bucket}}}:a"
+
     def presence(self, bucket: int) -> str:
         """Hash: identifier → the connection that it has."""
         return f"{self.prefix}:{{{bucket}}}:p"
@@ -222,6 +226,10 @@ class Keys:
     def offers_pattern(self) -> str:
         """What SCAN matches for the hashes of open offers."""
         return f"{self.prefix}:{{*}}:o"
+
+    def attempts_pattern(self) -> str:
+        """What SCAN matches for the hashes of attempts."""
+        return f"{self.prefix}:{{*}}:a"
 
     def bucket_in(self, key: bytes) -> int | None:
         """The bucket that a bucketed key belongs to, None for any other key."""

@@ -18,8 +18,15 @@ COMPACT_MAX_BYTES: Final = 64
 TAGS_ATTRIBUTE: Final = ""
 """Tags stand where a version would, under the name that no attribute has: `"", 0, "tag tag"`; only where there are."""
 
+EXHAUSTED_MARK: Final = ";"
+"""Behind the tags stands, so marked, each firmware that the device has tried too often: `"tag tag ;ID ;ID"`. A check
+then needs no second read, and no tag can be one of them.
+"""
+
 UNREADABLE_BUCKET: Final = b"\xc1"
 """What stands for a bucket whose keys hold something else; no MessagePack begins so."""
+
+_HAS_TRIED: Final = 1
 
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
 
@@ -55,8 +62,13 @@ def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -
         attribute: ReportedVersion(text, int(reported_at_ms))
         for attribute, reported_at_ms, text in zip(flat[1::3], flat[2::3], flat[3::3], strict=True)
     }
-    tags = versions.pop(TAGS_ATTRIBUTE, None)
-    return DeviceState(identifier, flat[0], versions, open_offers, tuple(tags.text.split(" ")) if tags else ())
+    marked = versions.pop(TAGS_ATTRIBUTE, None)
+    if marked is None:
+        return DeviceState(identifier, flat[0], versions, open_offers)
+    words = marked.text.split(" ")
+    tags = tuple(word for word in words if not word.startswith(EXHAUSTED_MARK))
+    exhausted = tuple(word[1:] for word in words if word.startswith(EXHAUSTED_MARK))
+    return DeviceState(identifier, flat[0], versions, open_offers, tags, exhausted)
 
 
 def read_device(identifier: bytes, packed: bytes, offers: bytes | None = None) -> DeviceState | None:
@@ -108,7 +120,7 @@ def may_be_of_type(packed: bytes, prefix: bytes) -> bool:
 
 def pack_offer(offer: OpenOffer) -> bytes:
     """`[module, firmware, attribute, version, from version, offered_at_ms, [command id, …], run, chunk,
-    outcome, note]`. The note is TRACK's.
+    outcome, note, tried]`. Note and tried are the scripts' to write (offer_scripts.py).
     """
     packed: bytes = _packer.pack(
         (
@@ -130,7 +142,7 @@ def pack_offer(offer: OpenOffer) -> bytes:
 def read_offers(packed: bytes) -> tuple[OpenOffer, ...]:
     """The open offers of one device; none where they can't be read."""
     try:
-        return tuple(_offer(fields, fields[7:10]) for fields in _unpack(packed))
+        return tuple(_offer(fields, fields[7:]) for fields in _unpack(packed))
     except Exception:  # noqa: BLE001 - as above
         return ()
 
@@ -153,7 +165,7 @@ def _settled(fields: list[Any]) -> SettledOffer:
 
 
 def _offer(fields: list[Any], more: list[Any]) -> OpenOffer:
-    """`more`: run, chunk and outcome, as many as are stored."""
+    """`more`: run, chunk, outcome, note and tried, as many as are stored."""
     module, firmware_id, attribute, version, from_version, offered_at_ms, command_ids = fields[:7]
     _check_texts(module, firmware_id, attribute, version, from_version)
     return OpenOffer(
@@ -167,4 +179,5 @@ def _offer(fields: list[Any], more: list[Any]) -> OpenOffer:
         run_id=more[0] if more else "",
         chunk=int(more[1]) if more else 0,
         outcome=Outcome(more[2]) if len(more) > 2 else Outcome.OFFERED,
+        has_tried=len(more) > 4 and more[4] == _HAS_TRIED,
     )

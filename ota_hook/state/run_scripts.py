@@ -11,7 +11,7 @@ from typing import Final
 
 from ota_hook.model import Outcome
 from ota_hook.state.connection import Script
-from ota_hook.state.offers import RANKS_LUA
+from ota_hook.state.lua_functions import RANKS_LUA
 
 _FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
 

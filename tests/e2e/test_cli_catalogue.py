@@ -744,3 +744,13 @@ def test_help_says_where_the_service_is_sought(operator: Operator, command: str)
     shown = operator.run(*command.split(), "--help").stdout
     for said in ("--json", "--api URL", "--data-dir", "--config", f"Example: ota-hook {command} "):
         assert said in shown
+
+
+def test_attempts_are_listed_and_reset(operator: Operator) -> None:
+    assert "Whose attempts" in operator.refused("attempts", "list")
+    assert "There is no device" in operator.refused("attempts", "reset", "--device", "nobody-of-that-name")
+    operator.run("types", "put", "tried")
+    operator.run("devices", "put", "tried-1", "--type", "tried", "--version", "version=1.0")
+    assert operator.ask("attempts", "list", "--device", "tried-1") == []
+    assert "are reset" in operator.run("attempts", "reset", "--device", "tried-1").stdout
+    assert operator.ask("attempts", "reset", "--device", "tried-1")["device"] == "tried-1"

@@ -22,6 +22,7 @@ from admin_api.auth import AdminToken
 from admin_api.context import AdminContext
 from ota_hook.packages.store import LocalPackageStore
 from ota_hook.standin.redis import find_server
+from ota_hook.state.attempts import RedisAttempts
 from ota_hook.state.catalogue import RedisCatalogue
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
@@ -162,6 +163,7 @@ async def admin_role(
             "catalogue": catalogue,
             "devices": RedisDevices(redis, keys, writer=writer),
             "offers": RedisOffers(redis, keys),
+            "attempts": RedisAttempts(redis, keys, writer=writer),
             "packages": packages,
             "tasks": RedisTasks(redis, keys, writer=writer),
             "runs": RedisRuns(redis, keys, writer=writer),

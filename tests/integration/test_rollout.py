@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from ulid import ULID
 
 from admin_api.task_documents import TaskFields
-from ota_hook.decide import decide_report
+from ota_hook.decide import SettleOffer, decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError
 from ota_hook.model import (
@@ -221,6 +221,7 @@ class Deployment:
         )
         assert state is not None
         for decision in decide_report(state, ["version"], self.catalogue.current):
+            assert isinstance(decision, SettleOffer)
             await self.hook.settle(
                 device, decision.offer, decision.outcome, code=decision.code, settled_at_ms=self.clock_ms()
             )

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check, decide_report
+from dataclasses import replace
+
+from ota_hook.decide import (
+    AnswerNoUpgrade,
+    CountAttempt,
+    OfferUpdate,
+    SettleOffer,
+    StaySilent,
+    decide_check,
+    decide_push,
+    decide_report,
+    push_rule,
+)
 from ota_hook.model import DeviceState, DeviceType, OpenOffer, Outcome, ReportedVersion, Rule
 from tests.device_sets import device_set
 from tests.doubles import make_firmware, make_snapshot
@@ -106,6 +118,7 @@ def test_two_rules_for_one_event_are_two_answers_by_module() -> None:
 def test_the_offered_version_by_key_is_success() -> None:
     offer = open_offer(version="2.0")
     (settled,) = decide_report(device(version="v2.0.0", offers=(offer,)), ["version"], make_snapshot())
+    assert isinstance(settled, SettleOffer)
     assert (settled.offer, settled.outcome) == (offer, Outcome.SUCCEEDED)
 
 
@@ -113,8 +126,34 @@ def test_the_old_version_again_proves_nothing() -> None:
     assert decide_report(device(version="1.0.0", offers=(open_offer(),)), ["version"], make_snapshot()) == ()
 
 
+def test_the_old_version_from_a_device_that_has_tried_is_an_attempt() -> None:
+    offer = replace(open_offer(), has_tried=True)
+    decided = decide_report(device(version="1.0.0", offers=(offer,)), ["version"], make_snapshot())
+    assert decided == (CountAttempt(offer),)
+
+
+def test_a_firmware_that_was_tried_too_often_is_not_offered_and_the_next_best_is() -> None:
+    snapshot = make_snapshot(make_firmware("F2", "2.0"), make_firmware("F3", "3.0"), make_firmware("F4", "4.0"))
+    tried = device(version="1.0")._replace(exhausted=("F4", "gone"))
+    (decision,) = decide_check(tried, "otaCheck", snapshot)
+    assert isinstance(decision, OfferUpdate)
+    assert decision.firmware.id == "F3"
+
+
+def test_a_device_that_tried_all_that_is_newer_is_told_so() -> None:
+    snapshot = make_snapshot(make_firmware("F0", "0.9"), make_firmware("F2", "2.0"))
+    tried = device(version="1.0")._replace(exhausted=("F2",))
+    (decision,) = decide_check(tried, "otaCheck", snapshot)
+    assert isinstance(decision, AnswerNoUpgrade)
+    assert decision.reason == "attempts_exhausted"
+    rule = push_rule(snapshot, "tracker", None, None)
+    assert rule is not None
+    assert decide_push(tried, rule, snapshot) == StaySilent("attempts_exhausted")
+
+
 def test_another_version_is_a_failure() -> None:
     (settled,) = decide_report(device(version="1.5", offers=(open_offer(),)), ["version"], make_snapshot())
+    assert isinstance(settled, SettleOffer)
     assert (settled.outcome, settled.code) == (Outcome.FAILED, "other_version")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import structlog
@@ -168,6 +168,20 @@ async def test_a_repeated_offer_adds_its_command_id_and_a_report_settles_it() ->
     assert hook.devices.devices["d1"].open_offers == ()
     assert [settled.outcome for _, settled in hook.offers.settled] == [Outcome.SUCCEEDED]
     assert hook.counted("ota_hook_settled_offers_total", outcome="succeeded") == 1
+
+
+async def test_a_device_that_tried_and_reports_its_old_version_has_its_attempt_counted() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")))
+    await hook.check()
+    await hook.publish("attributes/d1", '{"version":"1.0"}', at=2)
+    assert hook.offers.attempted == []
+    device = hook.devices.devices["d1"]
+    (offer,) = device.open_offers
+    tried = replace(offer, has_tried=True)
+    hook.devices.devices["d1"] = device._replace(open_offers=(tried,))
+    assert await hook.publish("attributes/d1", '{"version":"1.0"}', at=3) == IGNORE
+    assert hook.offers.attempted == [("d1", tried)]
+    assert hook.offers.settled == []
 
 
 async def test_a_report_is_kept_and_never_rewritten() -> None:
