@@ -14,10 +14,12 @@ import typer
 from typer.core import TyperCommand
 
 from ota_hook.cli_attempts import attempts
-from ota_hook.cli_catalogue import devices, rules, types
+from ota_hook.cli_devices import devices
 from ota_hook.cli_firmware import check, firmware
+from ota_hook.cli_rules import rules
 from ota_hook.cli_runs import task
 from ota_hook.cli_simulation import demo, fleet
+from ota_hook.cli_types import types
 from ota_hook.cli_versions import versions
 from ota_hook.errors import ConfigurationError, OtaHookError
 from ota_hook.settings import Listen, Settings, load_settings, parse_listen

@@ -6,12 +6,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ota_hook.cli_catalogue import LimitOption
+from ota_hook.cli_options import ULID_CHARS, LimitOption
 from ota_hook.cli_session import Session, catalogue_command
 from ota_hook.errors import InputError
 from ota_hook.terminal import Column, local_time
-
-_ULID_CHARS: Final = 26
 
 attempts = typer.Typer(help="Attempts: what devices tried in vain, and their reset.", no_args_is_help=True)
 
@@ -24,7 +22,7 @@ _FirmwareOption = Annotated[
 
 _COLUMNS: Final = (
     Column("device"),
-    Column("firmware", _ULID_CHARS),
+    Column("firmware", ULID_CHARS),
     Column("attempts", right=True),
     Column("last"),
     Column("offered"),

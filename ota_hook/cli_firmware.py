@@ -9,15 +9,14 @@ from typing import Annotated, Any, Final
 import orjson
 import typer
 
-from ota_hook.cli_catalogue import LimitOption, TypeFilter, yes_no
 from ota_hook.cli_lines import TEXT, Lines, ListFormatOption, as_ndjson, open_lines, read_identifiers, split_lines
+from ota_hook.cli_options import ULID_CHARS, LimitOption, TypeFilter
 from ota_hook.cli_session import Session, catalogue_command, require_type
 from ota_hook.errors import InputError, OtaHookError
-from ota_hook.terminal import Column, count_text, local_time, size_text
+from ota_hook.terminal import Column, count_text, local_time, size_text, yes_no
 
 Document = dict[str, Any]
 
-_ULID_CHARS: Final = 26
 _INLINE_DEVICES_MAX: Final = 10_000
 """The API takes so many devices with the upload itself; a longer list follows it as a stream."""
 _COUNTED_AT_ONCE: Final = 1000
@@ -45,7 +44,7 @@ PercentageOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 _COLUMNS: Final = (
-    Column("id", _ULID_CHARS),
+    Column("id", ULID_CHARS),
     Column("type"),
     Column("module"),
     Column("version"),
@@ -465,7 +464,7 @@ def delete_firmware(session: Session, *, firmware_id: FirmwareArgument, yes: Yes
 
 # ---- check
 
-_CHECK_COLUMNS: Final = (Column("version"), Column("name"), Column("firmware", _ULID_CHARS), Column("why"))
+_CHECK_COLUMNS: Final = (Column("version"), Column("name"), Column("firmware", ULID_CHARS), Column("why"))
 
 
 @catalogue_command

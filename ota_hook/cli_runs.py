@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ota_hook.cli_catalogue import LimitOption
+from ota_hook.cli_options import ULID_CHARS, LimitOption
 from ota_hook.cli_session import Session, catalogue_command
 from ota_hook.cli_tasks import TaskArgument, task
 from ota_hook.errors import InputError
@@ -18,7 +18,6 @@ __all__ = ["task"]
 
 Document = dict[str, Any]
 
-_ULID_CHARS: Final = 26
 _OUTCOMES: Final = tuple(outcome.value for outcome in Outcome)
 _DONE: Final = frozenset(outcome.value for outcome in Outcome if outcome.is_final)
 
@@ -28,7 +27,7 @@ WatchOption = Annotated[
 ]
 
 _RUN_COLUMNS: Final = (
-    Column("run", _ULID_CHARS),
+    Column("run", ULID_CHARS),
     Column("task"),
     Column("state"),
     Column("devices", right=True),
@@ -206,7 +205,7 @@ _DEVICE_COLUMNS: Final = (
     Column("outcome"),
     Column("code"),
     Column("from"),
-    Column("firmware", _ULID_CHARS),
+    Column("firmware", ULID_CHARS),
     Column("command", right=True),
     Column("since"),
 )
@@ -246,7 +245,7 @@ def _device_row(entry: Document) -> tuple[str, ...]:
     )
 
 
-_DEAD_COLUMNS: Final = (Column("given up"), Column("run", _ULID_CHARS), Column("what"), Column("why"))
+_DEAD_COLUMNS: Final = (Column("given up"), Column("run", ULID_CHARS), Column("what"), Column("why"))
 
 
 @task.command("dead")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ota_hook.cli_catalogue import LimitOption, TypeFilter, yes_no
+from ota_hook.cli_options import ULID_CHARS, LimitOption, TypeFilter
 from ota_hook.cli_session import Session, catalogue_command
 from ota_hook.cli_task_options import (
     AtOption,
@@ -37,11 +37,9 @@ from ota_hook.cli_task_options import (
     read_target,
 )
 from ota_hook.errors import InputError
-from ota_hook.terminal import Column, count_text, local_time
+from ota_hook.terminal import Column, count_text, local_time, yes_no
 
 Document = dict[str, Any]
-
-_ULID_CHARS: Final = 26
 
 task = typer.Typer(
     help="Tasks: pushes by hand or on a schedule, their runs, pause, resume, cancel.", no_args_is_help=True
@@ -50,13 +48,13 @@ task = typer.Typer(
 TaskArgument = Annotated[str, typer.Argument(metavar="ID", help="The task's id.", show_default=False)]
 
 _COLUMNS: Final = (
-    Column("id", _ULID_CHARS),
+    Column("id", ULID_CHARS),
     Column("name"),
     Column("for"),
     Column("runs"),
     Column("next"),
     Column("enabled"),
-    Column("open run", _ULID_CHARS),
+    Column("open run", ULID_CHARS),
 )
 
 

@@ -60,6 +60,11 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
+def yes_no(value: object) -> str:
+    """`yes` for what is true."""
+    return "yes" if value else "no"
+
+
 def count_text(count: int, noun: str) -> str:
     """`1 device`, `2 devices`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

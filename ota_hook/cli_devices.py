@@ -1,4 +1,4 @@
-"""`ota-hook types`, `devices` and `rules`: the operator's words as calls of the admin API, its answers in words."""
+"""`ota-hook devices`: the operator's words as calls of the admin API, its answers in words."""
 
 from __future__ import annotations
 
@@ -6,211 +6,21 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
 from ota_hook._versions import version_key
-from ota_hook.admission import check_key
 from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
-from ota_hook.cli_session import ROWS_SHOWN, Session, catalogue_command, put_or_change, require_type
+from ota_hook.cli_options import ULID_CHARS, LimitOption, TypeFilter
+from ota_hook.cli_session import Document, Session, catalogue_command, put_or_change, require_type
 from ota_hook.errors import InputError
 from ota_hook.terminal import Column, count_text, local_time, size_text
 
-Document = dict[str, Any]
-
-_ULID_CHARS: Final = 26
-
-types = typer.Typer(help="Device types: product lines with their versions and settings.", no_args_is_help=True)
 devices = typer.Typer(help="Devices: register, look at, import, export.", no_args_is_help=True)
-rules = typer.Typer(help="Rules: which event of a device type asks for which module.", no_args_is_help=True)
 
-KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="The device type's key.", show_default=False, callback=check_key)
-]
 DeviceArgument = Annotated[str, typer.Argument(metavar="ID", help="The device's identifier.", show_default=False)]
-RuleArgument = Annotated[str, typer.Argument(metavar="ID", help="The rule's id.", show_default=False)]
-TypeFilter = Annotated[
-    str | None, typer.Option("--type", metavar="KEY", help="Of this device type alone.", show_default=False)
-]
 TagFilter = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With this tag alone.", show_default=False)]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        "--limit", min=0, help=f"At most so many; 0 is all [{ROWS_SHOWN}; all with --json].", show_default=False
-    ),
-]
-
-
-def yes_no(value: object) -> str:
-    return "yes" if value else "no"
-
-
-# ---- types
-
-_TYPE_COLUMNS: Final = (
-    Column("key"),
-    Column("name"),
-    Column("scheme"),
-    Column("version attributes"),
-    Column("extras"),
-    Column("auto-register"),
-    Column("created"),
-)
-
-
-@types.command("list")
-@catalogue_command
-def list_types(session: Session, *, limit: LimitOption = None) -> None:
-    """List the device types.
-
-    \b
-    Example: ota-hook types list
-    """
-    session.show_list(session.api.each(session.path("device-types")), _TYPE_COLUMNS, _type_row, limit=limit)
-
-
-def _type_row(entry: Document) -> tuple[str, ...]:
-    return (
-        entry["key"],
-        entry["name"],
-        entry["version_scheme"],
-        ", ".join(entry["version_attributes"]),
-        ", ".join(entry["command_extras"]) or "–",
-        yes_no(entry["auto_register"]),
-        local_time(entry["created_at"]),
-    )
-
-
-@types.command("show")
-@catalogue_command
-def show_type(session: Session, *, key: KeyArgument) -> None:
-    """Show one device type.
-
-    \b
-    Example: ota-hook types show tracker
-    """
-    document = session.api.get(session.path("device-types", key))
-    session.show(document, [*zip((column.title for column in _TYPE_COLUMNS), _type_row(document), strict=True)])
-
-
-@types.command("put")
-@catalogue_command
-def put_type(
-    session: Session,
-    *,
-    key: KeyArgument,
-    name: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What people call it [the key].", show_default=False)
-    ] = None,
-    scheme: Annotated[
-        Literal["auto", "semver", "pep440", "debian"] | None,
-        typer.Option(help="How its versions are ordered [auto].", show_default=False),
-    ] = None,
-    version_attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A reported property that holds a version, in place of those that it has; repeat it [version].",
-            show_default=False,
-        ),
-    ] = None,
-    extra: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What upgrade commands say beside md5: sha256, crc32; repeat it; '' takes them away.",
-            show_default=False,
-        ),
-    ] = None,
-    auto_register: Annotated[
-        bool | None,
-        typer.Option(
-            "--auto-register/--no-auto-register",
-            help="Register a device at its first report, where its topic names the type [no].",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Create a device type, or change what is given of one that exists and leave the rest of it.
-
-    A new type comes with its default rule: the event otaCheck asks for the module main by the first version attribute.
-
-    \b
-    Example: ota-hook types put tracker --name "GPS tracker" --version-attribute fw_version --extra sha256
-    """
-    given: Document = {
-        "name": name,
-        "version_scheme": scheme,
-        "version_attributes": version_attribute or None,
-        "command_extras": ([] if extra == [""] else extra) if extra else None,
-        "auto_register": auto_register,
-    }
-    fields = {field: value for field, value in given.items() if value is not None}
-    document, done = put_or_change(session.api, session.path("device-types", key), fields, fields)
-    session.answer(document, f"The device type {key!r} is {done}.")
-
-
-@types.command("delete")
-@catalogue_command
-def delete_type(session: Session, *, key: KeyArgument) -> None:
-    """Delete a device type and its rules. One that devices or firmware refer to is refused.
-
-    \b
-    Example: ota-hook types delete tracker
-    """
-    session.api.delete(session.path("device-types", key))
-    session.answer({"deleted": key}, f"The device type {key!r} is deleted.")
-
-
-_BAR_WIDTH: Final = 20
-
-
-@types.command("versions")
-@catalogue_command
-def count_versions(
-    session: Session,
-    *,
-    key: KeyArgument,
-    attribute: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Of this version attribute [the one of the module].", show_default=False),
-    ] = None,
-    module: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Of this module's version attribute [main].", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Tell so many versions apart [100].", show_default=False)
-    ] = None,
-) -> None:
-    """Count the devices of a type by the version that they run, the most common first.
-
-    \b
-    Example: ota-hook types versions tracker
-    """
-    path = session.path("device-types", key, "versions")
-    document = session.api.get(path, attribute=attribute, module=module, limit=limit)
-    if session.terminal.as_json:
-        session.terminal.write_json(document)
-        return
-    counts = [(entry["version"], entry["devices"]) for entry in document["versions"]]
-    counts += [(f"({name})", document[field]) for name, field in _REST.items() if document[field]]
-    total = document["devices"]
-    columns = (Column(document["attribute"]), Column("devices", right=True), Column("share", right=True), Column(""))
-    session.terminal.table(columns, ((text, f"{count:,}", *_share(count, total)) for text, count in counts))
-    session.terminal.note(f"{count_text(total, 'device')} of the type {key!r}.")
-
-
-_REST: Final = {"other versions": "other", "not reported": "without"}
-
-
-def _share(count: int, total: int) -> tuple[str, str]:
-    """In per cent and as a bar, which something always shows of."""
-    share = f"{count / total:.1%}"
-    return "<0.1%" if share == "0.0%" else share, "█" * max(1, round(_BAR_WIDTH * count / total))
-
-
-# ---- devices
 
 _DEVICE_COLUMNS: Final = (
     Column("identifier"),
@@ -281,7 +91,7 @@ _OFFER_COLUMNS: Final = (
     Column("to"),
     Column("outcome"),
     Column("settled"),
-    Column("firmware", _ULID_CHARS),
+    Column("firmware", ULID_CHARS),
 )
 
 
@@ -480,118 +290,3 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
             draft.unlink(missing_ok=True)
     except OSError as exc:
         raise InputError(f"The file {path} can't be written: {exc.strerror}.") from exc
-
-
-# ---- rules
-
-_RULE_COLUMNS: Final = (
-    Column("id", _ULID_CHARS),
-    Column("name"),
-    Column("type"),
-    Column("event"),
-    Column("version attribute"),
-    Column("module"),
-    Column("enabled"),
-    Column("created"),
-)
-
-
-@rules.command("list")
-@catalogue_command
-def list_rules(session: Session, *, device_type: TypeFilter = None, limit: LimitOption = None) -> None:
-    """List the rules: each makes an event of a device type a check of one version attribute for one module.
-
-    \b
-    Example: ota-hook rules list --type tracker
-    """
-    require_type(session, device_type)
-    entries = session.api.each(session.path("rules"), device_type=device_type)
-    session.show_list(entries, _RULE_COLUMNS, _rule_row, limit=limit)
-
-
-def _rule_row(entry: Document) -> tuple[str, ...]:
-    return (
-        entry["id"],
-        entry["name"],
-        entry["device_type"],
-        entry["event"],
-        entry["version_attribute"],
-        entry["module"],
-        yes_no(entry["enabled"]),
-        local_time(entry["created_at"]),
-    )
-
-
-@rules.command("add")
-@catalogue_command
-def add_rule(
-    session: Session,
-    *,
-    device_type: Annotated[str, typer.Option("--type", metavar="KEY", help="Its device type.", show_default=False)],
-    event: Annotated[str, typer.Option(metavar="TEXT", help="The event's name, as devices send it.")] = "otaCheck",
-    version_attribute: Annotated[
-        str, typer.Option(metavar="TEXT", help="The reported property that holds the version.")
-    ] = "version",
-    module: Annotated[str, typer.Option(metavar="TEXT", help="The part of the device that is asked for.")] = "main",
-    name: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What people call it [the event].", show_default=False)
-    ] = None,
-    disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, but don't answer by it yet.")] = False,
-) -> None:
-    """Add a rule; one that says the same is no error. A version attribute that is new to the type joins it.
-
-    \b
-    Example: ota-hook rules add --type tracker --event gpsCheck --version-attribute gps_version --module gps
-    """
-    fields: Document = {
-        "device_type": device_type,
-        "event": event,
-        "version_attribute": version_attribute,
-        "module": module,
-        "enabled": not disabled,
-    }
-    if name is not None:
-        fields["name"] = name
-    document, created = session.api.post(session.path("rules"), fields)
-    if document["notice"]:
-        session.terminal.note(document["notice"])
-    session.answer(document, f"The rule {document['id']} {'is added' if created else 'is there already'}.")
-
-
-@rules.command("delete")
-@catalogue_command
-def delete_rule(session: Session, *, rule_id: RuleArgument) -> None:
-    """Delete a rule: its event gets no answer any more.
-
-    \b
-    Example: ota-hook rules delete 01JZ0000000000000000000000
-    """
-    session.api.delete(session.path("rules", rule_id))
-    session.answer({"deleted": rule_id}, f"The rule {rule_id} is deleted.")
-
-
-@rules.command("enable")
-@catalogue_command
-def enable_rule(session: Session, *, rule_id: RuleArgument) -> None:
-    """Answer by a rule again, within a second on every hook.
-
-    \b
-    Example: ota-hook rules enable 01JZ0000000000000000000000
-    """
-    _switch_rule(session, rule_id, enabled=True)
-
-
-@rules.command("disable")
-@catalogue_command
-def disable_rule(session: Session, *, rule_id: RuleArgument) -> None:
-    """Stop answering by a rule, within a second on every hook, and keep it.
-
-    \b
-    Example: ota-hook rules disable 01JZ0000000000000000000000
-    """
-    _switch_rule(session, rule_id, enabled=False)
-
-
-def _switch_rule(session: Session, rule_id: str, *, enabled: bool) -> None:
-    document = session.api.patch(session.path("rules", rule_id), {"enabled": enabled})
-    session.answer(document, f"The rule {rule_id} ({document['name']}) is {'enabled' if enabled else 'disabled'}.")
