@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from admin_api.bodies import CSV
 from admin_api.documents import NewDevice
 from admin_api.faults import describe_fault
-from ota_hook.admission import check_version, find_type
+from ota_hook.admission.device_types import find_type
+from ota_hook.admission.texts import check_version
 from ota_hook.errors import InputError
 from ota_hook.model import TAGS_MAX, VERSION_MAX_BYTES, DeviceState, is_direct_identifier, is_tag
 from ota_hook.ports.catalogue import SnapshotSource

@@ -10,11 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ota_hook.admission import (
-    FIRMWARE_TAGS_MAX,
-    INLINE_DEVICES_MAX,
-    SOURCE_VERSIONS_MAX,
-    VERSION_ATTRIBUTES_MAX,
+from ota_hook.admission.device_types import VERSION_ATTRIBUTES_MAX
+from ota_hook.admission.firmware import FIRMWARE_TAGS_MAX, INLINE_DEVICES_MAX, SOURCE_VERSIONS_MAX
+from ota_hook.admission.texts import (
     check_attribute,
     check_distinct,
     check_event,

@@ -23,7 +23,7 @@ from admin_api.answers import Responses, problems
 from admin_api.conditions import parse_entity_tags
 from admin_api.context import Context
 from admin_api.problems import problem_response
-from ota_hook.admission import find_firmware
+from ota_hook.admission.firmware import find_firmware
 from ota_hook.errors import DependencyError, InputError, NotFound
 from ota_hook.model import Firmware
 from ota_hook.ports.packages import PackageReader

@@ -10,7 +10,7 @@ import orjson
 
 from admin_api.bodies import CSV
 from admin_api.device_lines import check_width, mend_of_column, read_json, read_row
-from ota_hook.admission import check_identifier
+from ota_hook.admission.texts import check_identifier
 from ota_hook.errors import InputError
 
 _COLUMN = "identifier"

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, Field
 
 from admin_api.documents import Attribute, Document, Identifier, Key, Name, checked_by, rfc3339
-from ota_hook.admission import check_distinct
+from ota_hook.admission.tasks import (
+    BACKOFF_MAX_S,
+    CONCURRENT_MAX,
+    EXPIRES_MAX_S,
+    JITTER_MAX_S,
+    RATE_MAX,
+    RETRIES_MAX,
+    STOP_AFTER_MAX,
+    TARGET_DEVICES_MAX,
+    TIMEOUT_MAX_S,
+)
+from ota_hook.admission.texts import check_distinct
 from ota_hook.errors import InputError
 from ota_hook.model import Interval, Manual, Once, Repeat, Schedule, Window
 from ota_hook.ports.tasks import SkippedDue
@@ -26,17 +37,6 @@ from ota_hook.task import (
     Run,
     RunDevice,
     Task,
-)
-from ota_hook.task_admission import (
-    BACKOFF_MAX_S,
-    CONCURRENT_MAX,
-    EXPIRES_MAX_S,
-    JITTER_MAX_S,
-    RATE_MAX,
-    RETRIES_MAX,
-    STOP_AFTER_MAX,
-    TARGET_DEVICES_MAX,
-    TIMEOUT_MAX_S,
 )
 
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 import orjson
 import typer
 
-from ota_hook.admission import check_identifier
+from ota_hook.admission.texts import check_identifier
 from ota_hook.cli_session import open_input
 from ota_hook.errors import InputError
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from ota_hook.admission import check_key
+from ota_hook.admission.texts import check_key
 from ota_hook.cli_options import LimitOption
 from ota_hook.cli_session import Document, Session, catalogue_command, put_or_change
 from ota_hook.terminal import Column, count_text, local_time, yes_no

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ota_hook.admission import key_in_scheme
+from ota_hook.admission.texts import key_in_scheme
 from ota_hook.model import VersionScheme
 from ota_hook.terminal import Terminal
 

@@ -26,7 +26,9 @@ from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import MAX_LIMIT, Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from ota_hook._packed import VersionCounter
-from ota_hook.admission import admit_type, check_key, refuse_unusable, remove_type, restore_type
+from ota_hook.admission.device_types import admit_type, remove_type, restore_type
+from ota_hook.admission.refused import refuse_unusable
+from ota_hook.admission.texts import check_key
 from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import DEFAULT_MODULE, CatalogueChange, DeviceType, DocumentKind, Rule

@@ -30,7 +30,7 @@ from admin_api.documents import (
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
-from ota_hook.admission import check_identifier
+from ota_hook.admission.texts import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import is_direct_identifier
 from ota_hook.ports.devices import StoredDevice

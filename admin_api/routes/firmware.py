@@ -34,16 +34,16 @@ from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.uploads import Upload, receive_upload
 from ota_hook._device_set import DeviceSet
-from ota_hook.admission import (
+from ota_hook.admission.device_types import find_type
+from ota_hook.admission.firmware import (
     LISTED_DEVICES_MAX,
-    NAME_MAX_CHARS,
     admit_firmware,
     check_firmware_version,
     find_firmware,
     find_mendable_firmware,
-    find_type,
     remove_firmware,
 )
+from ota_hook.admission.texts import NAME_MAX_CHARS
 from ota_hook.check_report import rule_for
 from ota_hook.errors import ConflictError, DependencyError, InputError, NotFound, OtaHookError
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware

@@ -16,7 +16,9 @@ from admin_api.documents import RuleFields, RuleOut, rule_fields
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
-from ota_hook.admission import admit_rule, check_ulid, find_identical_rule, refuse_unusable
+from ota_hook.admission.refused import refuse_unusable
+from ota_hook.admission.rules import admit_rule, find_identical_rule
+from ota_hook.admission.texts import check_ulid
 from ota_hook.errors import InputError, NotFound
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Rule
 from ota_hook.snapshot import Snapshot

@@ -27,13 +27,13 @@ from admin_api.task_documents import (
     TaskOut,
     task_fields,
 )
-from ota_hook.admission import check_ulid
+from ota_hook.admission.tasks import admit_task
+from ota_hook.admission.texts import check_ulid
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import Once
 from ota_hook.ports.tasks import RunMade, StoredTask
 from ota_hook.rollout.schedule import next_due
 from ota_hook.task import Run, RunHead, RunState, Task
-from ota_hook.task_admission import admit_task
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 

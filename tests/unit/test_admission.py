@@ -8,23 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from ota_hook.admission import (
-    admit_firmware,
-    admit_rule,
-    admit_type,
+from ota_hook.admission.device_types import admit_type, remove_type
+from ota_hook.admission.firmware import admit_firmware, check_firmware_version, find_firmware, remove_firmware
+from ota_hook.admission.rules import admit_rule, find_identical_rule
+from ota_hook.admission.texts import (
     check_attribute,
     check_event,
-    check_firmware_version,
     check_identifier,
     check_key,
     check_name,
     check_tag,
     check_ulid,
     check_version,
-    find_firmware,
-    find_identical_rule,
-    remove_firmware,
-    remove_type,
 )
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import (

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from ota_hook.admission import admit_type, remove_type
+from ota_hook.admission.device_types import admit_type, remove_type
+from ota_hook.admission.tasks import admit_task
 from ota_hook.errors import ConflictError, InputError
 from ota_hook.model import CatalogueChange, DeviceType, DocumentKind, Rule
 from ota_hook.snapshot import Snapshot
 from ota_hook.task import Pacing, Task
-from ota_hook.task_admission import admit_task
 
 DU = DeviceType(key="DU", name="DU")
 GW = DeviceType(key="GW", name="GW")

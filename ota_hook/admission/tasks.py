@@ -1,11 +1,14 @@
-"""What may be said of a task, beside what its schedule's parsers refuse, and what it changes in the catalogue. Pure."""
+"""What may be said of a task, beside what its schedule's parsers refuse, and what it changes in the catalogue.
+
+Must not know how tasks are written, or what their runs do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Final
 
-from ota_hook.admission import find_type, keep_attribute
+from ota_hook.admission.device_types import find_type, keep_attribute
 from ota_hook.decide import push_rule
 from ota_hook.errors import InputError
 from ota_hook.model import CatalogueChange
