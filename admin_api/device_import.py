@@ -15,7 +15,7 @@ from fastapi import Request
 from admin_api.bodies import read_lines, require_lines
 from admin_api.context import AdminContext
 from admin_api.device_lines import DeviceLines, OpenQuoteError
-from admin_api.documents import ImportOut, LineError
+from admin_api.documents.devices import ImportOut, LineError
 from admin_api.one_behind import OneBehind
 from ota_hook._device_set import DeviceSetBuilder
 from ota_hook.errors import ConflictError, InputError

@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from admin_api.bodies import CSV
-from admin_api.documents import NewDevice
+from admin_api.documents.devices import NewDevice
 from admin_api.faults import describe_fault
 from ota_hook.admission.device_types import find_type
 from ota_hook.admission.texts import check_version

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Final
 
 from admin_api.context import AdminContext
-from admin_api.documents import FirmwareOut
+from admin_api.documents.firmware import FirmwareOut
 from ota_hook._device_set import DeviceSet
 from ota_hook.errors import ConflictError
 from ota_hook.model import Firmware

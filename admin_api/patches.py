@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
-from admin_api.documents import validate
+from admin_api.documents.fields import validate
 from ota_hook.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from admin_api.context import AdminContext
-from admin_api.task_documents import RunOut
+from admin_api.documents.runs import RunOut
 from ota_hook.errors import DependencyError
 
 EVENT_STREAM: Final = "text/event-stream"

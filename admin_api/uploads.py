@@ -16,7 +16,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from admin_api.bodies import declared_length, media_type_of, stream_body
-from admin_api.documents import FirmwareFields, validate
+from admin_api.documents.fields import validate
+from admin_api.documents.firmware import FirmwareFields
 from admin_api.problems import too_large, unsupported_media_type
 from ota_hook.admission.firmware import FIRMWARE_TAGS_MAX, INLINE_DEVICES_MAX, SOURCE_VERSIONS_MAX
 from ota_hook.errors import InputError

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from admin_api.answers import answer, documented, problems
 from admin_api.bodies import JsonRoute
 from admin_api.context import AdminContext, Context
-from admin_api.documents import AttemptsOut
+from admin_api.documents.attempts import AttemptsOut
 from admin_api.pagination import Page, PageQuery
 from ota_hook.errors import InputError, NotFound
 from ota_hook.model import is_direct_identifier

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from admin_api.answers import answer, documented, problems
 from admin_api.bodies import JsonRoute
 from admin_api.context import Context
-from admin_api.documents import CheckedFirmware, CheckOffer, CheckOut, Key
+from admin_api.documents.check import CheckedFirmware, CheckOffer, CheckOut
+from admin_api.documents.fields import Key
 from admin_api.firmware_views import FirmwareViews
 from ota_hook.check_report import FirmwareReport, explain_check
 from ota_hook.errors import NotFound

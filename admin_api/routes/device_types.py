@@ -13,15 +13,15 @@ from admin_api.answers import answer, answer_read, commit, documented, patch_bod
 from admin_api.bodies import JsonRoute
 from admin_api.conditions import Conditions, Preconditions, current_etag, document_etag
 from admin_api.context import AdminContext, Context
-from admin_api.documents import (
+from admin_api.documents.device_types import (
     DeviceTypeFields,
     DeviceTypeOut,
-    Key,
     NewDeviceType,
     VersionCountOut,
     VersionCountsOut,
     device_type_fields,
 )
+from admin_api.documents.fields import Key
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import MAX_LIMIT, Page, PageQuery, page_of
 from admin_api.patches import apply_patch

@@ -18,15 +18,8 @@ from admin_api.conditions import Conditions
 from admin_api.context import AdminContext, Context
 from admin_api.device_import import run_import
 from admin_api.device_lines import CsvOutput, DeviceOutput, LeftOut, NdjsonOutput, admit_versions
-from admin_api.documents import (
-    DeviceFields,
-    DeviceOut,
-    DevicePatch,
-    ImportOut,
-    NewDevice,
-    OfferOut,
-    validate,
-)
+from admin_api.documents.devices import DeviceFields, DeviceOut, DevicePatch, ImportOut, NewDevice, OfferOut
+from admin_api.documents.fields import validate
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch

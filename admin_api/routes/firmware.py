@@ -17,14 +17,14 @@ from admin_api.answers import answer, commit, documented, patch_body, problems
 from admin_api.bodies import CSV, NDJSON, JsonRoute, choose_accepted, read_lines, require_lines
 from admin_api.conditions import Conditions, Preconditions, current_etag, document_etag
 from admin_api.context import AdminContext, Context
-from admin_api.documents import (
+from admin_api.documents.fields import rfc3339
+from admin_api.documents.firmware import (
     DeviceListOut,
     FirmwareDetail,
     FirmwareOut,
     FirmwareSettings,
     FirmwareStopOut,
     firmware_settings,
-    rfc3339,
 )
 from admin_api.firmware_views import FirmwareViews
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from admin_api.answers import answer, documented, problems
 from admin_api.bodies import JsonRoute
 from admin_api.context import Context
-from admin_api.documents import RefusedDocumentOut
+from admin_api.documents.refused import RefusedDocumentOut
 from admin_api.pagination import Page, PageQuery, page_of
 
 router = APIRouter(prefix="/refused-documents", tags=["refused documents"], route_class=JsonRoute)

@@ -12,7 +12,7 @@ from admin_api.answers import answer, answer_read, commit, documented, patch_bod
 from admin_api.bodies import JsonRoute
 from admin_api.conditions import Conditions, current_etag, document_etag
 from admin_api.context import Context
-from admin_api.documents import RuleFields, RuleOut, rule_fields
+from admin_api.documents.rules import RuleFields, RuleOut, rule_fields
 from admin_api.idempotency import answer_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from admin_api.answers import answer, documented, problems
 from admin_api.bodies import NDJSON, JsonRoute, choose_accepted
 from admin_api.context import AdminContext, Context
+from admin_api.documents.runs import DeadWorkOut, RunDetail, RunDeviceOut, RunOut
 from admin_api.pagination import Page, PageQuery, make_cursor, read_cursor
 from admin_api.run_stream import EVENT_STREAM, RunStreams
-from admin_api.task_documents import DeadWorkOut, RunDetail, RunDeviceOut, RunOut
 from ota_hook.errors import ConflictError, InputError, NotFound
 from ota_hook.model import Outcome
 from ota_hook.task import Run, RunDevice, RunState

@@ -13,20 +13,12 @@ from admin_api.answers import answer, commit, documented, patch_body, problems
 from admin_api.bodies import JsonRoute
 from admin_api.conditions import Conditions, Preconditions, document_etag
 from admin_api.context import AdminContext, Context
+from admin_api.documents.runs import RunFields, RunOut
+from admin_api.documents.tasks import NULLABLE_TASK_FIELDS, SkipOut, TaskDetail, TaskFields, TaskOut, task_fields
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
 from admin_api.routes.runs import answer_run, list_page
-from admin_api.task_documents import (
-    NULLABLE_TASK_FIELDS,
-    RunFields,
-    RunOut,
-    SkipOut,
-    TaskDetail,
-    TaskFields,
-    TaskOut,
-    task_fields,
-)
 from ota_hook.admission.tasks import admit_task
 from ota_hook.admission.texts import check_ulid
 from ota_hook.errors import ConflictError, InputError, NotFound

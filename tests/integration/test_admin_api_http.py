@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from admin_api.bodies import JSON_BODY_MAX_BYTES
-from admin_api.documents import FirmwareFields
+from admin_api.documents.firmware import FirmwareFields
 from ota_hook.errors import DependencyError
 from tests.integration.admin_service import TOKEN, Admin, admin_role, checked, problem
 

@@ -21,7 +21,7 @@ import pytest
 from redis.asyncio import Redis
 from ulid import ULID
 
-from admin_api.task_documents import TaskFields
+from admin_api.documents.tasks import TaskFields
 from ota_hook.decide import SettleOffer, decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import DependencyError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from admin_api.documents import DeviceOut, rfc3339
+from admin_api.documents.devices import DeviceOut
+from admin_api.documents.fields import rfc3339
 from ota_hook.model import DeviceState, ReportedVersion
 
 

@@ -1,4 +1,7 @@
-"""Tasks and runs as models: which fields there are, of what shape, and how ours become them and they ours."""
+"""Tasks as models: which fields there are, of what shape, and how ours become them and they ours.
+
+Must not know how tasks are kept, or what their runs do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from admin_api.documents import Attribute, Document, Identifier, Key, Name, checked_by, rfc3339
+from admin_api.documents.fields import Attribute, Document, Identifier, Key, Name, checked_by, rfc3339, rfc3339_or_none
 from ota_hook.admission.tasks import (
     BACKOFF_MAX_S,
     CONCURRENT_MAX,
@@ -24,7 +27,6 @@ from ota_hook.admission.texts import check_distinct
 from ota_hook.errors import InputError
 from ota_hook.model import Interval, Manual, Once, Repeat, Schedule, Window
 from ota_hook.ports.tasks import SkippedDue
-from ota_hook.ports.work import DeadWork
 from ota_hook.rollout.schedule import describe, parse_interval, parse_moment, parse_repeat, parse_window
 from ota_hook.task import (
     DEFAULT_BACKOFF_S,
@@ -34,8 +36,6 @@ from ota_hook.task import (
     DEFAULT_TIMEOUT_S,
     Missed,
     Pacing,
-    Run,
-    RunDevice,
     Task,
 )
 
@@ -69,9 +69,6 @@ def _within(field: str) -> Iterator[None]:
         yield
     except InputError as exc:
         raise InputError(exc.detail, mend=exc.mend, field=f"{field}.{exc.field}" if exc.field else field) from exc
-
-
-# ---- the parts of a task
 
 
 class TargetFields(Document):
@@ -165,9 +162,6 @@ def _day_names(days: tuple[int, ...]) -> list[str]:
 
 def _clock(minute: int) -> str:
     return f"{minute // 60:02}:{minute % 60:02}"
-
-
-# ---- tasks
 
 
 class TaskFields(Document):
@@ -331,7 +325,7 @@ class TaskOut(TaskCopy):
 
     @classmethod
     def with_state(cls, task: Task, *, next_due_ms: int | None, open_run: str | None) -> Self:
-        return cls(**_shown(task), next_due=_moment(next_due_ms), open_run=open_run)
+        return cls(**_shown(task), next_due=rfc3339_or_none(next_due_ms), open_run=open_run)
 
 
 class SkipOut(BaseModel):
@@ -352,111 +346,3 @@ class TaskDetail(TaskOut):
     """A task with its last skipped due times, newest first."""
 
     skipped: list[SkipOut] = []
-
-
-# ---- runs
-
-
-class RunFields(Document):
-    """A run to begin now. `devices`: these of the target alone."""
-
-    devices: TargetDevices | None = None
-
-
-class RunOut(BaseModel):
-    """A run. `counters` says how many devices are at each outcome; they add up to `total`, which grows until it is
-    `planned`. `retried`: how often a device that failed was planned again. `due`: the due time that it was made for,
-    null where somebody asked.
-    """
-
-    id: str
-    task_id: str
-    task_name: str
-    state: str
-    reason: str | None
-    planned: bool
-    total: int
-    retried: int
-    counters: dict[str, int]
-    due: str | None
-    created_at: str | None
-    started_at: str | None
-    finished_at: str | None
-
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        return cls(**_run_fields(run))
-
-
-def _run_fields(run: Run) -> dict[str, Any]:
-    head = run.head
-    return {
-        "id": head.id,
-        "task_id": head.task.id,
-        "task_name": head.task.name,
-        "state": run.state.value,
-        "reason": run.reason or None,
-        "planned": run.is_planned,
-        "total": run.total,
-        "retried": run.retried,
-        "counters": {outcome.value: count for outcome, count in run.counters.items()},
-        "due": _moment(head.due_at_ms),
-        "created_at": rfc3339(head.created_at_ms),
-        "started_at": _moment(run.started_at_ms),
-        "finished_at": _moment(run.finished_at_ms),
-    }
-
-
-class RunDetail(RunOut):
-    """A run with its task as it was copied, and the `devices` that were chosen; null: all of the target."""
-
-    task: TaskCopy
-    devices: list[str] | None
-
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        chosen = None if run.head.devices is None else list(run.head.devices)
-        return cls(**_run_fields(run), task=TaskCopy.of(run.head.task), devices=chosen)
-
-
-def _moment(at_ms: int | None) -> str | None:
-    return None if at_ms is None else rfc3339(at_ms)
-
-
-class RunDeviceOut(BaseModel):
-    """A device in a run. `at`: when it came to its outcome; `code` says more of it. `command_id` is null before it is
-    sent its command.
-    """
-
-    identifier: str
-    outcome: str
-    code: str | None
-    firmware_id: str
-    from_version: str
-    command_id: int | None
-    at: str | None
-
-    @classmethod
-    def of(cls, device: RunDevice) -> Self:
-        return cls(
-            identifier=device.identifier,
-            outcome=device.outcome.value,
-            code=device.code or None,
-            firmware_id=device.firmware_id,
-            from_version=device.from_version,
-            command_id=device.command_id or None,
-            at=_moment(device.at_ms or None),
-        )
-
-
-class DeadWorkOut(BaseModel):
-    """Work that was given up: the planning of a run (`chunk` null), or sending to a chunk of its devices."""
-
-    at: str | None
-    run: str
-    chunk: int | None
-    reason: str
-
-    @classmethod
-    def of(cls, work: DeadWork) -> Self:
-        return cls(at=rfc3339(work.at_ms), run=work.run_id, chunk=work.chunk, reason=work.reason)
