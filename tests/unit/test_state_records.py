@@ -7,7 +7,7 @@ import dataclasses
 import msgpack
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ota_hook.errors import ConfigurationError, InputError
@@ -114,10 +114,13 @@ def test_a_settled_offer_ignores_what_a_newer_release_added(
     assert read_settled(packed) == expected
 
 
+@example(bytes(msgpack.packb(["", "version", 0, ""])))
 @given(st.binary(max_size=40) | json_values.map(lambda value: bytes(msgpack.packb(value, default=str))))
 def test_whatever_is_stored_reading_it_for_people_raises_nothing(stored: bytes) -> None:
     for device in (read_device(b"d", stored), read_device(stored, pack_device("tracker", {}), stored)):
-        assert device is None or orjson.dumps([device.device_type, dict(device.versions), device.tags])
+        if device is not None:
+            versions = {attribute: tuple(version) for attribute, version in device.versions.items()}
+            assert orjson.dumps([device.device_type, versions, device.tags])
     assert all(orjson.dumps(offer.version) for offer in read_offers(stored))
     read_settled(stored)
 
