@@ -46,6 +46,7 @@ async def test_a_device_reads_as_it_was_created(admin: Admin) -> None:
         "versions_reported_at": {},
         "tags": [],
         "online": None,
+        "exhausted_firmware": [],
     }
     assert created.headers["location"] == "/api/v1/devices/DU_1"
     read = await admin.api.get("/devices/DU_1")
