@@ -165,6 +165,13 @@ class Settings(BaseModel):
     mqtt_url: SecretStr | None = Field(
         default=None, description="`mqtt://` or `mqtts://` of the broker, for commands that are published."
     )
+    mqtt_connections: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Connections to it of each hook process, and of each worker. One carries some ten thousand commands"
+        " a second; with more, commands go on where one is lost, and reach several nodes of a cluster.",
+    )
     publisher: Literal["mqtt", "emqx_api"] = Field(
         default="mqtt",
         description="How commands are published: `mqtt` through `mqtt_url`, or `emqx_api` through EMQX's REST API.",

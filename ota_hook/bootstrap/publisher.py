@@ -18,4 +18,6 @@ def make_publisher(settings: Settings) -> MqttPublisher | EmqxApiPublisher | Non
         from ota_hook.publish.emqx_api import EmqxApiPublisher  # noqa: PLC0415 - httpx takes long to import
 
         return EmqxApiPublisher(url, key=key, secret=secret.get_secret_value())
-    return None if settings.mqtt_url is None else MqttPublisher(settings.mqtt_url.get_secret_value())
+    if settings.mqtt_url is None:
+        return None
+    return MqttPublisher(settings.mqtt_url.get_secret_value(), connections=settings.mqtt_connections)

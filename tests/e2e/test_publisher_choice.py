@@ -47,6 +47,12 @@ async def test_answers_are_published_over_mqtt_by_default(tmp_path: Path) -> Non
         await eventually(lambda: broker.topics == [TOPIC])
 
 
+async def test_hook_and_worker_have_as_many_connections_to_the_broker_as_settings_say(tmp_path: Path) -> None:
+    environ = {"OTA_HOOK_MQTT_CONNECTIONS": "3"}
+    async with ScriptedBroker().run() as broker, asked(tmp_path / "data", OTA_HOOK_MQTT_URL=broker.url, **environ):
+        await eventually(lambda: sum(bool(client.connect) for client in broker.clients) == 2 * 3)
+
+
 async def test_answers_are_published_through_emqxs_api_where_settings_say_so(tmp_path: Path) -> None:
     async with EmqxApi().run() as emqx:
         environ = {

@@ -57,6 +57,14 @@ def test_variables_of_tests_and_builds_are_exempt() -> None:
     load(environ={"OTA_HOOK_TEST_EMQX": "mqtt://h", "OTA_HOOK_BUILD_DEBUG": "1", "OTHER": "x"})
 
 
+@pytest.mark.parametrize("connections", ["0", "17", "many"])
+def test_connections_to_the_broker_are_one_to_sixteen(connections: str) -> None:
+    assert load().mqtt_connections == 1
+    assert load(environ={"OTA_HOOK_MQTT_CONNECTIONS": "16"}).mqtt_connections == 16
+    with pytest.raises(ConfigurationError, match="OTA_HOOK_MQTT_CONNECTIONS"):
+        load(environ={"OTA_HOOK_MQTT_CONNECTIONS": connections})
+
+
 def test_an_empty_variable_is_an_unset_one() -> None:
     assert load(environ={"OTA_HOOK_REDIS_URL": ""}).redis_url is None
 
