@@ -123,16 +123,21 @@ def list_runs(
     task_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Of this task alone.", show_default=False)
     ] = None,
+    state: Annotated[
+        RunState | None, typer.Option("--state", help="In this state alone.", show_default=False, metavar="STATE")
+    ] = None,
     limit: LimitOption = 20,
 ) -> None:
-    """List runs, newest first.
+    """List runs, newest first. They are waiting, planning, running, paused, stopped, cancelled, completed or failed.
 
     \b
     Example: ota-hook task runs
+    Example: ota-hook task runs --state running
     Example: ota-hook task runs 01JZ0000000000000000000000 --limit 0
     """
     path = session.path("runs") if task_id is None else session.path("tasks", task_id, "runs")
-    session.show_list(session.api.each(path, limit=100), _RUN_COLUMNS, _run_row, limit=limit)
+    runs = session.api.each(path, state=state and state.value, limit=100)
+    session.show_list(runs, _RUN_COLUMNS, _run_row, limit=limit)
 
 
 def _run_row(run: Document) -> tuple[str, ...]:

@@ -102,7 +102,13 @@ ConcurrentOption = Annotated[
     ),
 ]
 JitterOption = Annotated[
-    str | None, typer.Option("--jitter", metavar="TIME", help="Each command waits up to 20s [0s].", show_default=False)
+    str | None,
+    typer.Option(
+        "--jitter",
+        metavar="TIME",
+        help="Each device waits so long at most, by chance, up to 1h [0s].",
+        show_default=False,
+    ),
 ]
 WindowOption = Annotated[
     str | None,

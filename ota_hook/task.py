@@ -53,8 +53,8 @@ class Pacing:
     """How fast a run sends. None: without a bound.
 
     The rate begins at `ramp_from_per_minute`, where that is set, and doubles every minute until it is
-    `rate_per_minute`. At most `max_concurrent` devices are offered and not finished. Each command waits up to
-    `jitter_s` seconds, at random.
+    `rate_per_minute`. At most `max_concurrent` devices are offered and not finished. Each device waits
+    up to `jitter_s` seconds, at random, before its turn.
     """
 
     rate_per_minute: int | None = None

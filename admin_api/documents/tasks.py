@@ -185,7 +185,9 @@ class TaskFields(Document):
         int | None,
         Field(ge=1, le=CONCURRENT_MAX, description="So many devices at a time are offered and not finished."),
     ] = None
-    jitter_seconds: Annotated[int, Field(ge=0, le=JITTER_MAX_S, description="Each command waits up to so long.")] = 0
+    jitter_seconds: Annotated[
+        int, Field(ge=0, le=JITTER_MAX_S, description="Each device waits so long at most, by chance, before its turn.")
+    ] = 0
     window: Annotated[WindowFields | None, Field(description="Outside of it nothing is sent.")] = None
     timeout_seconds: Annotated[
         int, Field(ge=1, le=TIMEOUT_MAX_S, description="So long after its command a device may take to report.")

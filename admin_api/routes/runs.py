@@ -25,11 +25,20 @@ from ota_hook.task import Run, RunDevice, RunState
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=JsonRoute)
 work = APIRouter(prefix="/work", tags=["runs"], route_class=JsonRoute)
 
+STATE_TEXT: Final = (
+    "With `state` a page may have fewer entries than `limit`; there are more while `next_cursor` is not null."
+)
 _CHUNKS_PER_PAGE: Final = 40
 """So many pieces of some hundred devices a page looks through, where few devices are at the wanted outcome."""
 _AT_WORK: Final = (RunState.WAITING, RunState.PLANNING, RunState.RUNNING)
 _HALTED: Final = (RunState.PAUSED, RunState.STOPPED)
 _JSON: Final = "application/json"
+
+
+class RunQuery(PageQuery):
+    """Which runs."""
+
+    state: RunState | None = None
 
 
 class RunDeviceQuery(PageQuery):
@@ -57,16 +66,21 @@ def answer_run(run: Run, *, status: int = HTTPStatus.OK, location: str | None = 
     return answer(RunOut.of(run), status=status, location=location)
 
 
-async def list_page(context: AdminContext, query: PageQuery, *, task_id: str | None = None) -> Page[RunOut]:
+async def list_page(context: AdminContext, query: RunQuery, *, task_id: str | None = None) -> Page[RunOut]:
     """A page of runs (of a task), newest first."""
     before = None if query.cursor is None else read_cursor(query.cursor)
-    runs, behind = await context.runs.page_runs(task_id=task_id, before=before, limit=query.limit)
+    runs, behind = await context.runs.page_runs(task_id=task_id, before=before, limit=query.limit, state=query.state)
     next_cursor = None if behind is None else make_cursor(behind)
     return Page[RunOut](items=[RunOut.of(run) for run in runs], next_cursor=next_cursor)
 
 
-@router.get("", summary="List runs, newest first", responses=documented(Page[RunOut], 200) | problems(404))
-async def list_runs(context: Context, query: Annotated[PageQuery, Query()]) -> Response:
+@router.get(
+    "",
+    summary="List runs, newest first",
+    description=STATE_TEXT,
+    responses=documented(Page[RunOut], 200) | problems(404),
+)
+async def list_runs(context: Context, query: Annotated[RunQuery, Query()]) -> Response:
     return answer(await list_page(context, query))
 
 

@@ -18,7 +18,7 @@ from admin_api.documents.tasks import NULLABLE_TASK_FIELDS, SkipOut, TaskDetail,
 from admin_api.idempotency import REPLAYED_HEADER, create_once, fingerprint_of
 from admin_api.pagination import Page, PageQuery, page_of
 from admin_api.patches import apply_patch
-from admin_api.routes.runs import answer_run, list_page
+from admin_api.routes.runs import STATE_TEXT, RunQuery, answer_run, list_page
 from ota_hook.admission.tasks import admit_task
 from ota_hook.admission.texts import check_ulid
 from ota_hook.errors import ConflictError, InputError, NotFound
@@ -261,9 +261,10 @@ async def delete_task(context: Context, task_id: str, conditions: Conditions) ->
 @router.get(
     "/{task_id}/runs",
     summary="List a task's runs, newest first",
+    description=STATE_TEXT,
     responses=documented(Page[RunOut], 200) | problems(404),
 )
-async def list_runs_of_task(context: Context, task_id: str, query: Annotated[PageQuery, Query()]) -> Response:
+async def list_runs_of_task(context: Context, task_id: str, query: Annotated[RunQuery, Query()]) -> Response:
     page = await list_page(context, query, task_id=task_id)
     if not page.items:
         await _load(context, task_id)

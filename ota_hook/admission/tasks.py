@@ -19,8 +19,7 @@ TARGET_DEVICES_MAX: Final = 10_000
 RATE_MAX: Final = 10_000_000
 """Commands per minute; no worker sends so many."""
 CONCURRENT_MAX: Final = 10_000_000
-JITTER_MAX_S: Final = 20
-"""A chunk of a run is lent to a worker for less than a minute; what waits longer would be taken for lost."""
+JITTER_MAX_S: Final = 3_600
 TIMEOUT_MAX_S: Final = 30 * 86_400
 EXPIRES_MAX_S: Final = 365 * 86_400
 RETRIES_MAX: Final = 10

@@ -41,8 +41,13 @@ class RunStore(Protocol):
 
     async def load_run(self, run_id: str) -> Run | None: ...
 
-    async def page_runs(self, *, task_id: str | None, before: str | None, limit: int) -> tuple[list[Run], str | None]:
-        """Runs (of a task), newest first, behind the run `before`; and what to pass for the next page."""
+    async def page_runs(
+        self, *, task_id: str | None, before: str | None, limit: int, state: RunState | None = None
+    ) -> tuple[list[Run], str | None]:
+        """Runs (of a task, in a state), newest first, behind the run `before`; and what to pass for the next page.
+
+        With `state` a page may be short, or empty, and not the last.
+        """
         ...
 
     async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]: ...
@@ -103,7 +108,7 @@ class RunStore(Protocol):
         ...
 
     async def wake(self, run_id: str, *, now_ms: int) -> None:
-        """Devices whose wait for a retry is over have something to be sent again."""
+        """Devices whose wait is over, for a retry or by chance, have something to be sent."""
         ...
 
     async def note_undelivered(self, run_id: str, chunk: int, identifiers: Sequence[str]) -> None:

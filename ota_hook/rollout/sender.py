@@ -7,7 +7,6 @@ sends the same id again, and only to those. Nothing is sent to a device that has
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
@@ -16,7 +15,6 @@ import structlog
 
 from ota_hook.decide import OfferUpdate, decide_push, open_offer, push_rule
 from ota_hook.dialect import BadMessage, Dialect, upgrade_command
-from ota_hook.errors import DependencyError
 from ota_hook.model import DeviceState, OpenOffer, Outcome
 from ota_hook.packages.urls import package_url
 from ota_hook.ports.catalogue import SnapshotSource
@@ -89,8 +87,7 @@ class Sender:
                 chunk,
                 worker=self._worker,
                 now_ms=self._clock_ms(),
-                # Nobody takes the chunk over while its commands wait for their moment.
-                lease_ms=self._lease_ms + head.task.pacing.jitter_s * 1000,
+                lease_ms=self._lease_ms,
                 first_id=await self._command_ids.take_block(BATCH),
                 most=BATCH,
                 pacing=head.task.pacing,
@@ -171,10 +168,7 @@ class Sender:
 
     async def _publish(self, head: RunHead, commands: Sequence[tuple[RunDevice, _Command]]) -> list[RunDevice]:
         messages = [Message(command.topic, command.payload, 1) for _, command in commands]
-        if head.task.pacing.jitter_s:
-            results = await asyncio.gather(*(self._publish_late(head, message) for message in messages))
-        else:
-            results = await self._publisher.publish_many(messages)
+        results = await self._publisher.publish_many(messages)
         problems = {str(problem) for problem in results if problem is not None}
         if problems:
             _log.warning("publish_failed", run=head.id, problem=min(problems), count=sum(map(bool, results)))
@@ -187,11 +181,3 @@ class Sender:
             )
             for (device, command), problem in zip(commands, results, strict=True)
         ]
-
-    async def _publish_late(self, head: RunHead, message: Message) -> DependencyError | None:
-        await asyncio.sleep(random.uniform(0, head.task.pacing.jitter_s))  # noqa: S311 - spreads devices, no secret
-        try:
-            await self._publisher.publish(message.topic, message.payload, qos=message.qos)
-        except DependencyError as exc:
-            return exc
-        return None

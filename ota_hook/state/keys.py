@@ -212,7 +212,7 @@ class Keys:
         return f"{self.prefix}:{{{run_id}}}:unsent"
 
     def run_later(self, run_id: str) -> str:
-        """Sorted set: chunk → when the first of its devices that failed may be sent its command again (epoch ms)."""
+        """Sorted set: chunk → when the first of its devices that wait may be sent its command (epoch ms)."""
         return f"{self.prefix}:{{{run_id}}}:later"
 
     def run_deadlines(self, run_id: str) -> str:

@@ -1,6 +1,7 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
-A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`. The run's hash counts
+A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`, the last two only where
+they were set. The run's hash counts
 the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones (`final`) and those whose command left
 and did not reach its device (`waited_for`); its state becomes `completed` with the last.
 """
@@ -104,16 +105,16 @@ return chunks
 """)
 """The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more."""
 
-# KEYS: run, chunk, unsent. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or 0),
-# rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never), stop
-# percent.
+# KEYS: run, chunk, unsent, later. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or
+# 0), rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never), stop
+# percent, jitter ms (0: none), a random number.
 TAKE: Final = Script(
     RUN_LUA
     + """
 local number, worker, now, lease, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local next_id, is_first = tonumber(ARGV[6]), ARGV[7] == '1'
 local rate, ramp, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local stop_after, stop_percent = tonumber(ARGV[11]), tonumber(ARGV[12])
+local stop_after, stop_percent, jitter = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 local run, field = KEYS[1], 'l:' .. number
 local state, held = unpack(redis.call('HMGET', run, 'state', field))
 local holder, expires = string.match(held or '', '^(.-)|(%d+)$')
@@ -125,19 +126,31 @@ if state ~= 'running' then
   return {'stopped', 0, {}, {}}
 end
 redis.call('HSET', run, field, worker .. '|' .. (now + lease))
-local again, planned, sending = {}, {}, 0
+local again, planned, sending, next_due = {}, {}, 0, nil
+-- In steps: a chunk is asked for so often at most, each at moments of its own.
+math.randomseed(tonumber(ARGV[14]))
+local steps = math.ceil(math.min(20, jitter / 1000))
+local phase = math.random()
 local flat = redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local record = cmsgpack.unpack(flat[i + 1])
   if record[OUTCOME] == 'sending' then
     sending = sending + 1
     if is_first then again[#again + 1] = flat[i]; again[#again + 1] = flat[i + 1] end
-  elseif record[OUTCOME] == 'planned' and (record[NOT_BEFORE] or 0) <= now then
-    planned[#planned + 1] = {flat[i], record}
+  elseif record[OUTCOME] == 'planned' then
+    if jitter > 0 and not record[NOT_BEFORE] then
+      record[FAILURES] = record[FAILURES] or 0
+      record[NOT_BEFORE] = now + math.floor((math.random(0, steps - 1) + phase) * jitter / steps)
+      redis.call('HSET', KEYS[2], flat[i], cmsgpack.pack(record))
+    end
+    local due = record[NOT_BEFORE] or 0
+    if due <= now then planned[#planned + 1] = {flat[i], record}
+    elseif not next_due or due < next_due then next_due = due end
   end
 end
 if #planned == 0 and sending == 0 then
   redis.call('ZREM', KEYS[3], number)
+  if next_due then redis.call('ZADD', KEYS[4], 'LT', next_due, number) end
   redis.call('HDEL', run, field)
   return {'done', 0, {}, {}}
 end
@@ -183,7 +196,8 @@ return {'taken', wait, again, taken}
 
 Returns a word and a number of ms, then records that an earlier holder was sending when it was lost (told only at the
 first call), then new ones: they are `sending` and have their command ids before anybody sends. `held`: another worker
-has the chunk; `stopped`: the run does not run; `done`: every command of the chunk left. The ms say when to ask again.
+has the chunk; `stopped`: the run does not run; `done`: no command of the chunk may leave now, and WAKE knows when one
+may. The ms say when to ask again. Jitter is a wait that a device gets when its chunk is first lent.
 """
 
 # KEYS: run, chunk, deadlines. ARGV: chunk number, now, timeout ms, then identifier, outcome, code, firmware, from
@@ -265,7 +279,7 @@ for _, chunk in ipairs(chunks) do
 end
 return #chunks
 """)
-"""Chunks with devices whose wait for a retry is over have something to send again."""
+"""Chunks with devices whose wait is over, for a retry or by chance, have something to send."""
 
 # KEYS: run, chunk. ARGV: identifiers.
 NOTE_UNDELIVERED: Final = Script(

@@ -6,6 +6,7 @@ rollout package decides.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -40,6 +41,9 @@ from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState
 
 KEPT_SECONDS: Final = 90 * 86_400
 """So long a run that is over is kept."""
+
+_LOOKED_AT: Final = 500
+"""So many runs a page looks through at least, where few are in the wanted state."""
 
 _HEAD: Final[TypeAdapter[RunHead]] = TypeAdapter(RunHead)
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
@@ -76,7 +80,9 @@ class RedisRuns:
             stored = fields.get(b"head") or await run_command(self._redis, "HGET", self._keys.open_runs, run_id)
         return None if stored is None else _run_of(_HEAD.validate_json(stored), fields)
 
-    async def page_runs(self, *, task_id: str | None, before: str | None, limit: int) -> tuple[list[Run], str | None]:
+    async def page_runs(
+        self, *, task_id: str | None, before: str | None, limit: int, state: RunState | None = None
+    ) -> tuple[list[Run], str | None]:
         """See ports.runs.RunStore."""
         key = self._keys.runs if task_id is None else self._keys.runs_of(task_id)
         with redis_errors("listing runs"):
@@ -86,9 +92,28 @@ class RedisRuns:
                 if rank is None:
                     raise NotFound("The run of this cursor is not kept any more.", mend="Start without a cursor.")
                 start = rank + 1
-            ids = [as_text(one) for one in await run_command(self._redis, "ZREVRANGE", key, start, start + limit)]
-        runs = [run for run_id in ids[:limit] if (run := await self.load_run(run_id)) is not None]
-        return runs, ids[limit - 1] if len(ids) > limit else None
+            looked_at = limit if state is None else max(limit, _LOOKED_AT)
+            ids = [as_text(one) for one in await run_command(self._redis, "ZREVRANGE", key, start, start + looked_at)]
+            found = await self._load_runs(ids[:looked_at])
+        page: list[Run] = []
+        for place, run in enumerate(found):
+            if run is not None and state in (None, run.state):
+                page.append(run)
+            if len(page) == limit or place == looked_at - 1:
+                return page, ids[place] if place + 1 < len(ids) else None
+        return page, None
+
+    async def _load_runs(self, run_ids: Sequence[str]) -> list[Run | None]:
+        """`load_run` for many, in one round trip, and a second where some have not begun."""
+        found = await run_commands(self._redis, [("HGETALL", self._keys.run(run_id)) for run_id in run_ids])
+        headless = [run_id for run_id, fields in zip(run_ids, found, strict=True) if b"head" not in fields]
+        heads = await run_commands(self._redis, [("HGET", self._keys.open_runs, run_id) for run_id in headless])
+        head_by_id = dict(zip(headless, heads, strict=True))
+        runs: list[Run | None] = []
+        for run_id, fields in zip(run_ids, found, strict=True):
+            stored = fields.get(b"head") or head_by_id[run_id]
+            runs.append(None if stored is None else _run_of(_HEAD.validate_json(stored), fields))
+        return runs
 
     async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]:
         """See ports.runs.RunStore."""
@@ -156,11 +181,14 @@ class RedisRuns:
         is_first: bool,
     ) -> Taken:
         """See ports.runs.RunStore."""
-        keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_unsent(run_id))
+        keys = (
+            *(self._keys.run(run_id), self._keys.run_chunk(run_id, chunk)),
+            *(self._keys.run_unsent(run_id), self._keys.run_later(run_id)),
+        )
         arguments = (
             *(chunk, worker, now_ms, lease_ms, most, first_id, int(is_first)),
             *(pacing.rate_per_minute or 0, pacing.ramp_from_per_minute or 0, pacing.max_concurrent or 0),
-            *(stop_after, stop_percent),
+            *(stop_after, stop_percent, pacing.jitter_s * 1000, random.getrandbits(31)),
         )
         with redis_errors("taking devices of a run"):
             word, wait_ms, again, taken = await TAKE.run(self._redis, keys, arguments)

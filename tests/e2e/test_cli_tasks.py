@@ -116,7 +116,7 @@ def test_devices_are_named_or_come_from_a_file(operator: Operator) -> None:
         (("--window", "02:00-05:00"), "lacks its time zone"),
         (("--window", "at night"), "is no window. Give it as 'mon-fri 02:00-05:00 Asia/Shanghai'"),
         (("--window", "02:00-25:00 UTC"), "'25:00' is no time of day"),
-        (("--jitter", "1h"), "jitter_seconds"),
+        (("--jitter", "61m"), "jitter_seconds"),
         (("--ramp-from", "5"), "A ramp leads to a rate."),
         (("--attribute", "gps"), "Give both"),
     ],
@@ -177,6 +177,8 @@ def test_a_run_is_made_paused_resumed_and_cancelled(operator: Operator) -> None:
     assert "it can't be paused" in operator.refused("task", "pause", run_id[0])
     assert run_id[0] in operator.run("task", "runs").stdout
     assert [run["id"] for run in operator.ask("task", "runs", task_id)] == [run_id[0]]
+    assert [run["id"] for run in operator.ask("task", "runs", task_id, "--state", "cancelled")] == [run_id[0]]
+    assert operator.ask("task", "runs", task_id, "--state", "running") == []
     watched = operator.run("task", "watch", run_id[0], status=1).stdout
     assert "is cancelled: Cancelled by an operator. 1 device: 1 cancelled." in watched
     (device,) = operator.ask("task", "devices", run_id[0])

@@ -89,6 +89,22 @@ async def test_runs_are_listed_newest_first_in_pages(admin: Admin) -> None:
     problem(await admin.api.get("/runs?state=open"), 422)
 
 
+async def test_runs_are_listed_by_their_state(admin: Admin) -> None:
+    heads = [await begin_run(admin) for _ in range(4)]
+    checked(await post(admin, heads[0], "cancel"), 200)
+    checked(await post(admin, heads[2], "pause"), 200)
+
+    async def ids(path: str) -> list[str]:
+        return [run["id"] for run in checked(await admin.api.get(path), 200)["items"]]
+
+    assert await ids("/runs?state=cancelled") == [heads[0].id]
+    assert await ids("/runs?state=paused&limit=1") == [heads[2].id]
+    assert sorted(await ids("/runs?state=waiting")) == sorted([heads[1].id, heads[3].id])
+    assert await ids("/runs?state=failed") == []
+    assert await ids(f"/tasks/{heads[2].task.id}/runs?state=paused") == [heads[2].id]
+    assert await ids(f"/tasks/{heads[2].task.id}/runs?state=running") == []
+
+
 async def test_a_run_that_is_not_there_is_not_found(admin: Admin) -> None:
     for path in ("", "/devices", "/events"):
         problem(await admin.api.get(f"/runs/{ULID}{path}"), 404)

@@ -174,7 +174,7 @@ async def test_an_interval_counts_from_now_where_nothing_else_is_said(admin: Adm
         ({"ramp_from_per_minute": 5}, "ramp_from_per_minute"),
         ({"ramp_from_per_minute": 5, "rate_per_minute": 4}, "ramp_from_per_minute"),
         ({"max_concurrent": 0}, "max_concurrent"),
-        ({"jitter_seconds": 21}, "jitter_seconds"),
+        ({"jitter_seconds": 3601}, "jitter_seconds"),
         ({"window": {"zone": "UTC", "days": ["mon"], "start": "1:00", "end": "02:00"}}, "window.start"),
         ({"window": {"zone": "UTC", "days": ["mon"], "start": "01:00"}}, "window.end"),
         ({"timeout_seconds": 0}, "timeout_seconds"),

@@ -403,6 +403,21 @@ async def test_a_paused_run_sends_nothing_and_goes_on_when_resumed(deployed: Dep
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 200})
 
 
+async def test_devices_that_wait_by_chance_are_sent_nothing_when_their_run_is_paused(deployed: Deployment) -> None:
+    await deployed.add_devices(100)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(jitter_s=8)))
+    run = await deployed.until(run_id, lambda run: run.counters.get(Outcome.OFFERED, 0) >= 5)
+    await deployed.runs.set_state(run.head, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+    await asyncio.sleep(0.3)
+    sent = len(deployed.broker.commands)
+    await asyncio.sleep(2.0)
+    assert len(deployed.broker.commands) == sent < 100
+    await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 100})
+    assert max(map(len, deployed.broker.ids.values())) == 1
+
+
 async def test_a_cancelled_run_closes_its_offers(deployed: Deployment) -> None:
     names = await deployed.add_devices(200)
     await deployed.start_worker()

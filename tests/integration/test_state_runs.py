@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,26 @@ async def test_runs_are_paged_newest_first(tasks: RedisTasks, runs: RedisRuns) -
     assert end is None
 
 
+async def test_a_page_of_runs_in_a_state_looks_through_a_bounded_number_of_others(
+    tasks: RedisTasks, runs: RedisRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ota_hook.state.runs._LOOKED_AT", 4)
+    heads = []
+    for number in range(10):
+        task = replace(TASK, id=f"TASK{number}")
+        heads.append(replace(HEAD, id=f"RUN{number}", task=task))
+        await tasks.create_run(heads[-1], expected=(await store(tasks, task)).stored, now_ms=number)
+    for number in (0, 4, 5):
+        await runs.set_state(heads[number], RunState.PAUSED, of=ALL_STATES, reason="", now_ms=1)
+    pages, before = [], None
+    while True:
+        page, before = await runs.page_runs(task_id=None, before=before, limit=1, state=RunState.PAUSED)
+        pages.append([run.head.id for run in page])
+        if before is None:
+            break
+    assert pages == [[], ["RUN5"], ["RUN4"], ["RUN0"]]
+
+
 # ---- planning
 
 
@@ -313,6 +334,30 @@ async def test_a_ramp_doubles_every_minute_up_to_the_rate(runs: RedisRuns) -> No
             taken += len((await take(runs, now_ms=now_ms, pacing=pace, is_first=False))[2])
         a_minute.append(taken)
     assert a_minute == pytest.approx([10, 20, 40, 80, 100], abs=2)
+
+
+async def test_jitter_spreads_devices_over_its_time_and_holds_no_chunk_meanwhile(runs: RedisRuns) -> None:
+    await start(runs, *(f"d{number:03}" for number in range(200)))
+    pace = Pacing(jitter_s=600)
+    sent_s: list[int] = []
+    looks = 0
+    for second in range(601):
+        now_ms = 1_000 + second * 1_000
+        await runs.wake(HEAD.id, now_ms=now_ms)
+        while await runs.queue_chunks(HEAD.id, now_ms=now_ms, stale_ms=1, most=9):
+            looks += 1
+            while True:
+                word, _, taken = await take(runs, now_ms=now_ms, most=100, pacing=pace, is_first=False)
+                if word == "done":
+                    break
+                sent = [became(device, Outcome.OFFERED) for device in taken]
+                await runs.mark_sent(HEAD.id, 0, sent, now_ms=now_ms, timeout_ms=60_000)
+                sent_s += [second] * len(taken)
+    assert len(sent_s) == 200
+    by_minute = Counter(second // 60 for second in sent_s)
+    assert len(by_minute) >= 10
+    assert max(by_minute.values()) < 50
+    assert looks <= 21
 
 
 async def test_no_more_devices_than_allowed_are_offered_and_not_finished(runs: RedisRuns) -> None:
@@ -455,6 +500,24 @@ async def test_a_device_that_failed_is_planned_again_and_waits_twice_as_long_eac
     assert run is not None
     assert (run.state, run.retried, run.counters) == (RunState.COMPLETED, 2, {Outcome.FAILED: 1})
     assert ids == {device.command_id}
+
+
+async def test_each_device_that_failed_has_its_retry_though_others_of_its_chunk_had_theirs_earlier(
+    runs: RedisRuns,
+) -> None:
+    await start(runs, "a", "b", head=replace(HEAD, task=replace(TASK, retries=1, backoff_s=10)))
+    _, _, (a, b) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(d, Outcome.OFFERED) for d in (a, b)], now_ms=1_000, timeout_ms=60_000)
+    assert (await take(runs, is_first=False))[0] == "done"
+    await runs.move(HEAD.id, 0, [became(a, Outcome.FAILED)], now_ms=1_000)
+    await runs.move(HEAD.id, 0, [became(b, Outcome.FAILED)], now_ms=5_000)
+    for now_ms, device in ((11_000, a), (15_000, b)):
+        await runs.wake(HEAD.id, now_ms=now_ms)
+        assert await runs.queue_chunks(HEAD.id, now_ms=now_ms, stale_ms=1, most=9) == [0]
+        _, _, taken = await take(runs, now_ms=now_ms)
+        assert [one.identifier for one in taken] == [device.identifier]
+        await runs.mark_sent(HEAD.id, 0, [became(taken[0], Outcome.OFFERED)], now_ms=now_ms, timeout_ms=60_000)
+        assert (await take(runs, now_ms=now_ms, is_first=False))[0] == "done"
 
 
 async def test_a_run_that_may_stop_goes_no_further_ahead_than_twice_what_succeeded(runs: RedisRuns) -> None:
