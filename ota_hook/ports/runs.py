@@ -23,7 +23,7 @@ class Taken(NamedTuple):
     """What a worker may send of a chunk. `word`: `taken`, `held` (by another), `stopped` or `done`.
 
     `again`: an earlier holder may have sent these; `devices` are new. All have their command ids and are `sending`.
-    `wait_ms` says when to ask for more.
+    `wait_ms` says when to ask for more, or how long another has it.
     """
 
     word: str

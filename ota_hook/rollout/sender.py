@@ -80,7 +80,7 @@ class Sender:
 
     async def send_chunk(self, head: RunHead, chunk: int) -> None:
         """Send until every command of the chunk left, the run stops, or another worker has the chunk."""
-        is_first = True
+        is_first, has_waited = True, False
         while True:
             taken = await self._runs.take(
                 head.id,
@@ -95,6 +95,11 @@ class Sender:
                 stop_percent=head.task.stop_percent or 0,
                 is_first=is_first,
             )
+            if taken.word == "held" and not has_waited:
+                # By whoever was lost with this work a moment ago, or by one who is at it and goes on.
+                has_waited = True
+                await asyncio.sleep(taken.wait_ms / 1000)
+                continue
             is_first = False
             if taken.word != "taken":
                 return

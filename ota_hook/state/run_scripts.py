@@ -118,7 +118,7 @@ local stop_after, stop_percent, jitter = tonumber(ARGV[11]), tonumber(ARGV[12]),
 local run, field = KEYS[1], 'l:' .. number
 local state, held = unpack(redis.call('HMGET', run, 'state', field))
 local holder, expires = string.match(held or '', '^(.-)|(%d+)$')
-if holder and holder ~= worker and tonumber(expires) > now then return {'held', 0, {}, {}} end
+if holder and holder ~= worker and tonumber(expires) > now then return {'held', tonumber(expires) - now, {}, {}} end
 if state == 'running' and stop_after > 0 and stop_if_it_fails(run, stop_after, stop_percent) then state = 'stopped' end
 if state ~= 'running' then
   redis.call('HDEL', run, field)

@@ -377,6 +377,33 @@ async def test_a_worker_that_is_lost_in_the_middle_is_taken_over_with_the_same_i
     assert {device for device, count in copies.items() if count > 1} <= in_flight
 
 
+async def test_a_chunk_that_a_lost_worker_still_holds_is_waited_for_and_taken_over(deployed: Deployment) -> None:
+    await deployed.add_devices(3)
+    run_id = await deployed.run_now()
+    run = await deployed.run(run_id)
+    planner = Planner(deployed.catalogue, deployed.devices, deployed.runs, clock_ms=deployed.clock_ms)
+    assert await planner.plan(run.head)
+    taken = await deployed.runs.take(
+        *(run_id, 0),
+        worker="lost",
+        now_ms=deployed.clock_ms(),
+        lease_ms=1_500,
+        first_id=7,
+        most=2,
+        pacing=Pacing(),
+        stop_after=0,
+        stop_percent=0,
+        is_first=True,
+    )
+    assert len(taken.devices) == 2
+    await RedisWorkQueue(deployed.redis, deployed.keys, consumer="lost", lease_ms=LEASE_MS).add(run_id, 0)
+    await deployed.start_worker("two")
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3}, within_s=10)
+    assert {device.identifier for device in taken.devices} == {
+        device for device, ids in deployed.broker.ids.items() if ids <= {7, 8}
+    }
+
+
 async def test_commands_wait_for_a_broker_that_is_away(deployed: Deployment) -> None:
     await deployed.add_devices(5)
     deployed.broker.away = True
