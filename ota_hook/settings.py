@@ -181,6 +181,9 @@ class Settings(BaseModel):
     )
     emqx_api_key: str | None = Field(default=None, description="An API key of EMQX that may publish.")
     emqx_api_secret: SecretStr | None = Field(default=None, description="Its secret.")
+    worker_metrics_listen: ListenField | None = Field(
+        default=None, description="Where a worker serves its metrics over HTTP."
+    )
     stop_percent: int = Field(
         default=50,
         ge=1,

@@ -13,9 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from prometheus_client import start_http_server
 
-from ota_hook.bootstrap.process import background
+from ota_hook.bootstrap.process import background, serve_metrics
 from ota_hook.bootstrap.sockets import address_of
 from ota_hook.bootstrap.state import State
 from ota_hook.errors import ConfigurationError, DependencyError
@@ -71,7 +70,9 @@ async def run_hook(settings: Settings, state: State, publisher: Publisher | None
         listener = _make_listener(settings, provider)
         await listener.start()
         stack.push_async_callback(listener.stop)
-        stack.callback(_serve_metrics(settings, state))
+        stack.callback(
+            serve_metrics(settings.hook_metrics_listen, "OTA_HOOK_HOOK_METRICS_LISTEN", state.metrics.registry)
+        )
         heartbeat = Heartbeat(state.redis, state.keys)
         await heartbeat.beat()
         await stack.enter_async_context(background(_keep_beating(heartbeat)))
@@ -129,24 +130,6 @@ def _make_listener(settings: Settings, provider: HookProvider) -> Listener | Grp
         tls_key=settings.hook_tls_key,
         tls_client_ca=settings.hook_tls_client_ca,
     )
-
-
-def _serve_metrics(settings: Settings, state: State) -> Callable[[], None]:
-    """Serve this process's metrics, where a setting says so; returns what ends it."""
-    listen = settings.hook_metrics_listen
-    if listen is None:
-        return lambda: None
-    try:
-        server, thread = start_http_server(listen.port, listen.host, state.metrics.registry)
-    except OSError as exc:
-        raise ConfigurationError(f"OTA_HOOK_HOOK_METRICS_LISTEN: {listen} can't be bound: {exc.strerror}.") from exc
-
-    def end() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return end
 
 
 async def _keep_beating(heartbeat: Heartbeat) -> None:

@@ -1,4 +1,4 @@
-"""What every process does for itself: limits, signals, the collector, its data directory, its background tasks.
+"""What every process does for itself: limits, signals, the collector, its data directory, metrics, background tasks.
 
 Must not know roles, or what the tasks do.
 """
@@ -12,12 +12,15 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import CollectorRegistry, start_http_server
+
 from ota_hook.errors import ConfigurationError
+from ota_hook.settings import Listen
 
 _GC_THRESHOLDS: Final = (5_000, 50, 1_000)
 _SWITCH_S: Final = 0.000_5
@@ -72,6 +75,23 @@ def prepare_data_dir(data_dir: Path) -> None:
         raise ConfigurationError(
             f"The data directory {data_dir} can't be made: {exc.strerror}.", mend="Choose another: OTA_HOOK_DATA_DIR."
         ) from exc
+
+
+def serve_metrics(listen: Listen | None, setting: str, registry: CollectorRegistry) -> Callable[[], None]:
+    """Serve metrics over HTTP, where the setting says so; returns what ends it. Raises ConfigurationError."""
+    if listen is None:
+        return lambda: None
+    try:
+        server, thread = start_http_server(listen.port, listen.host, registry)
+    except OSError as exc:
+        raise ConfigurationError(f"{setting}: {listen} can't be bound: {exc.strerror}.") from exc
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
 
 
 @asynccontextmanager

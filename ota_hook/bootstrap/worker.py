@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from ulid import ULID
 
-from ota_hook.bootstrap.process import background
+from ota_hook.bootstrap.process import background, serve_metrics
 from ota_hook.bootstrap.publisher import make_publisher
 from ota_hook.bootstrap.state import State
 from ota_hook.errors import ConfigurationError
@@ -63,6 +63,19 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         publisher=publisher,
         clock_ms=_clock_ms,
     )
+    keeper = Keeper(
+        snapshots=state.catalogue,
+        devices=state.devices,
+        waits_for_absent=settings.presence,
+        offers=state.offers,
+        runs=state.runs,
+        queue=queue,
+        notices=notices,
+        clock_ms=_clock_ms,
+    )
+    state.metrics.add_gauge(
+        "run_counters_mended", "Counters of runs that were not what their devices' records say.", lambda: keeper.mended
+    )
     worker = Worker(
         queue=queue,
         lease_ms=LEASE_MS,
@@ -70,16 +83,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         events=events,
         planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=_clock_ms),
         sender=sender,
-        keeper=Keeper(
-            snapshots=state.catalogue,
-            devices=state.devices,
-            waits_for_absent=settings.presence,
-            offers=state.offers,
-            runs=state.runs,
-            queue=queue,
-            notices=notices,
-            clock_ms=_clock_ms,
-        ),
+        keeper=keeper,
         scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=_clock_ms),
         watch=FirmwareWatch(
             StopRule(settings.stop_percent, settings.stop_after),
@@ -92,6 +96,9 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         clock_ms=_clock_ms,
     )
     async with AsyncExitStack() as stack:
+        stack.callback(
+            serve_metrics(settings.worker_metrics_listen, "OTA_HOOK_WORKER_METRICS_LISTEN", state.metrics.registry)
+        )
         await publisher.start()
         stack.push_async_callback(publisher.stop)
         await stack.enter_async_context(background(worker.run()))

@@ -5,7 +5,8 @@ Owns what may be asked of a run and what comes back. Must not know who sends, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunMove, RunState
@@ -30,6 +31,13 @@ class Taken(NamedTuple):
     wait_ms: int
     again: list[RunDevice]
     devices: list[RunDevice]
+
+
+class Recount(NamedTuple):
+    """How a recount went: whether nothing is left of it, and which counters were found wrong: found, and counted."""
+
+    is_done: bool
+    mended: Mapping[str, tuple[str, int]] = MappingProxyType({})
 
 
 class RunStore(Protocol):
@@ -125,6 +133,14 @@ class RunStore(Protocol):
 
     async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
         """Look for the next device of the chunk that times out."""
+        ...
+
+    async def recount(self, run_id: str, *, now_ms: int, every_ms: int, most_chunks: int) -> Recount:
+        """Count the run's devices anew, up to so many chunks of them, and mend the counters behind the last.
+
+        It goes on where it was left, whoever left it, and begins where the last one is `every_ms` ago, or the run has
+        ended since. Devices may move meanwhile.
+        """
         ...
 
     async def set_state(

@@ -1,4 +1,6 @@
-"""What open runs need from time to time, whichever worker does it: windows, chunks for the queue, timeouts, their end.
+"""What open runs need from time to time, whichever worker does it.
+
+Windows, chunks for the queue, timeouts, counters that are counted anew, their end.
 
 Every step may be done twice, and by two workers at once.
 """
@@ -24,6 +26,11 @@ from ota_hook.task import Run, RunDevice, RunHead, RunState
 
 QUEUED_CHUNKS: Final = 64
 """Of one run: what its workers do between two looks, 16,000 devices."""
+RECOUNT_EVERY_MS: Final = 600_000
+"""Counters change with the records that they count; what else changes them, a restore or a hand, stays so long."""
+_RECOUNTED_CHUNKS: Final = 40
+"""So many a look: a run of a million devices is counted within a minute."""
+_RECOUNTED_CHUNKS_AT_END: Final = 400
 _TOLD: Final = frozenset({RunState.STOPPED, RunState.PAUSED, RunState.COMPLETED, RunState.CANCELLED, RunState.FAILED})
 _QUEUE_STALE_MS: Final = 30_000
 _DUE_AT_ONCE: Final = 100
@@ -32,7 +39,10 @@ _log = structlog.get_logger("ota_hook.rollout")
 
 
 class Keeper:
-    """Looks after open runs. `waits_for_absent`: it is known who is connected, and who is not is waited for."""
+    """Looks after open runs. `waits_for_absent`: it is known who is connected, and who is not is waited for.
+
+    `mended` counts counters of runs that were found wrong.
+    """
 
     def __init__(
         self,
@@ -54,6 +64,7 @@ class Keeper:
         self._notices = notices
         self._clock_ms = clock_ms
         self._waits_for_absent = waits_for_absent
+        self.mended = 0
 
     async def look_after_all(self) -> None:
         """One round. A run that fails keeps no other from its turn."""
@@ -68,12 +79,11 @@ class Keeper:
         run = await self._runs.load_run(head.id)
         if run is None:
             return
-        await self._tell(run)
-        if run.state is RunState.CANCELLED:
-            await self._cancel_devices(head)
         if run.state.is_final:
-            await self._runs.close(head)
+            await self._end(run)
             return
+        await self._recount(head, most_chunks=_RECOUNTED_CHUNKS)
+        await self._tell(run)
         run = await self._obey_window(run)
         if head.task.stop_percent is not None and await self._runs.stop_if_it_fails(
             head.id, stop_after=head.task.stop_after, stop_percent=head.task.stop_percent
@@ -89,6 +99,28 @@ class Keeper:
         await self._time_out(head)
         if run.is_planned and not run.state.is_final:
             await self._expire(run)
+
+    async def _end(self, run: Run) -> None:
+        """Tell and close a run that is over, unless its devices say that it is not."""
+        if run.state is RunState.CANCELLED:
+            await self._cancel_devices(run.head)
+        if not await self._recount(run.head, most_chunks=_RECOUNTED_CHUNKS_AT_END):
+            return
+        counted = await self._runs.load_run(run.head.id)
+        if counted is not None and counted.state.is_final:
+            await self._tell(counted)
+            await self._runs.close(run.head)
+
+    async def _recount(self, head: RunHead, *, most_chunks: int) -> bool:
+        """Whether nothing is left to count."""
+        recount = await self._runs.recount(
+            head.id, now_ms=self._clock_ms(), every_ms=RECOUNT_EVERY_MS, most_chunks=most_chunks
+        )
+        if recount.mended:
+            self.mended += len(recount.mended)
+            wrong = {name: f"{found or 0} stood for {counted}" for name, (found, counted) in recount.mended.items()}
+            _log.error("run_counters_mended", run=head.id, task=head.task.id, counters=wrong)
+        return recount.is_done
 
     async def _tell(self, run: Run) -> None:
         if run.state in _TOLD and await self._runs.is_news(run.head.id, run.state):

@@ -1,9 +1,12 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
 A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`, the last two only where
-they were set. The run's hash counts
-the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones (`final`) and those whose command left
-and did not reach its device (`waited_for`); its state becomes `completed` with the last.
+they were set. The run's hash counts the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones
+(`final`) and those whose command left and did not reach its device (`waited_for`); its state becomes `completed` with
+the last.
+
+RECOUNT counts them anew, some chunks at a time, beside everything else: `recount` is the number of the first chunk that
+it has not counted, and a record that changes in an earlier one changes what was counted so far (`r:…`) too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from ota_hook.state.connection import Script
 from ota_hook.state.lua_functions import RANKS_LUA
 
 _FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
+_OUTCOMES_LUA: Final = ",".join(f"'{outcome.value}'" for outcome in Outcome)
 
 RUN_LUA: Final = f"""
 local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE, FAILURES, NOT_BEFORE = 1, 2, 3, 4, 5, 6, 7, 8
@@ -41,18 +45,24 @@ local function stop_if_it_fails(run, after, percent)
              'reason', string.format(reason, failed, finished, percent))
   return true
 end
-local function write(run, chunk, identifier, record, was_waited_for)
+local recounted
+local function count(run, number, counter, change)
+  redis.call('HINCRBY', run, counter, change)
+  recounted = recounted or tonumber(redis.call('HGET', run, 'recount') or 0)
+  if tonumber(number) < recounted then redis.call('HINCRBY', run, 'r:' .. counter, change) end
+end
+local function write(run, chunk, number, identifier, record, was_waited_for)
   local change = (is_waited_for(record) and 1 or 0) - (was_waited_for and 1 or 0)
-  if change ~= 0 then redis.call('HINCRBY', run, 'waited_for', change) end
+  if change ~= 0 then count(run, number, 'waited_for', change) end
   redis.call('HSET', chunk, identifier, cmsgpack.pack(record))
 end
-local function move(run, chunk, identifier, record, outcome, code, now)
+local function move(run, chunk, number, identifier, record, outcome, code, now)
   local was_waited_for = is_waited_for(record)
-  redis.call('HINCRBY', run, 'n:' .. record[OUTCOME], -1)
-  redis.call('HINCRBY', run, 'n:' .. outcome, 1)
+  count(run, number, 'n:' .. record[OUTCOME], -1)
+  count(run, number, 'n:' .. outcome, 1)
   if rank_of(outcome) == FINAL then redis.call('HINCRBY', run, 'final', 1) end
   record[OUTCOME], record[CODE], record[AT] = outcome, code, now
-  write(run, chunk, identifier, record, was_waited_for)
+  write(run, chunk, number, identifier, record, was_waited_for)
 end
 """
 
@@ -185,7 +195,7 @@ local taken = {}
 for i = 1, may do
   local identifier, record = planned[i][1], planned[i][2]
   if record[ID] == 0 then record[ID] = next_id; next_id = next_id + 1 end
-  move(run, KEYS[2], identifier, record, 'sending', '', now)
+  move(run, KEYS[2], number, identifier, record, 'sending', '', now)
   taken[#taken + 1] = identifier
   taken[#taken + 1] = redis.call('HGET', KEYS[2], identifier)
 end
@@ -214,7 +224,7 @@ for i = 4, #ARGV, 5 do
     local code = ARGV[i + 2]
     -- The broker's news of it may be faster than the worker's.
     if ARGV[i + 1] == 'offered' and record[CODE] == 'undelivered' then code = 'undelivered' end
-    move(KEYS[1], KEYS[2], ARGV[i], record, ARGV[i + 1], code, now)
+    move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, ARGV[i + 1], code, now)
     moved = moved + 1
     is_open = is_open or rank_of(ARGV[i + 1]) < FINAL
   end
@@ -243,11 +253,11 @@ for i = 3, #ARGV, 4 do
     local has_failed = outcome == 'failed' or (outcome == 'timed_out' and code ~= 'expired')
     if has_failed and failures < may_retry then
       record[FAILURES], record[NOT_BEFORE] = failures + 1, now + tonumber(backoff) * 2 ^ failures
-      move(KEYS[1], KEYS[2], ARGV[i], record, 'planned', code, now)
+      move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, 'planned', code, now)
       redis.call('HINCRBY', KEYS[1], 'retried', 1)
       redis.call('ZADD', KEYS[3], 'LT', record[NOT_BEFORE], ARGV[1])
     else
-      move(KEYS[1], KEYS[2], ARGV[i], record, outcome, code, tonumber(ARGV[i + 3]))
+      move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, outcome, code, tonumber(ARGV[i + 3]))
     end
     moved = moved + 1
   end
@@ -281,17 +291,18 @@ return #chunks
 """)
 """Chunks with devices whose wait is over, for a retry or by chance, have something to send."""
 
-# KEYS: run, chunk. ARGV: identifiers.
+# KEYS: run, chunk. ARGV: chunk number, then identifiers.
 NOTE_UNDELIVERED: Final = Script(
     RUN_LUA
     + """
-for _, identifier in ipairs(ARGV) do
+for i = 2, #ARGV do
+  local identifier = ARGV[i]
   local packed = redis.call('HGET', KEYS[2], identifier)
   local record = packed and cmsgpack.unpack(packed)
   if record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending') then
     local was_waited_for = is_waited_for(record)
     record[CODE] = 'undelivered'
-    write(KEYS[1], KEYS[2], identifier, record, was_waited_for)
+    write(KEYS[1], KEYS[2], ARGV[1], identifier, record, was_waited_for)
   end
 end
 return 1
@@ -308,7 +319,7 @@ for i = 3, #ARGV do
   local packed = redis.call('HGET', KEYS[2], ARGV[i])
   local record = packed and cmsgpack.unpack(packed)
   if record and record[OUTCOME] == 'offered' then
-    move(KEYS[1], KEYS[2], ARGV[i], record, 'planned', '', tonumber(ARGV[2]))
+    move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, 'planned', '', tonumber(ARGV[2]))
     moved = moved + 1
   end
 end
@@ -335,6 +346,76 @@ else redis.call('ZREM', KEYS[3], ARGV[1]) end
 return first
 """
 )
+
+# KEYS: run, then some chunks. ARGV: number of the first of these, now.
+RECOUNT: Final = Script(
+    RUN_LUA
+    + f"""
+local OUTCOMES = {{{_OUTCOMES_LUA}}}
+"""
+    + """
+local run, first, now = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local at, chunks = unpack(redis.call('HMGET', run, 'recount', 'chunks'))
+if tonumber(at or 0) ~= first then return {-1, 0, {}} end
+local names = {'waited_for'}
+for _, outcome in ipairs(OUTCOMES) do names[#names + 1] = 'n:' .. outcome end
+local tally, fields = {}, {}
+for i, name in ipairs(names) do fields[i], tally[name] = 'r:' .. name, 0 end
+if first == 0 then redis.call('HDEL', run, unpack(fields)) end
+for i = 2, #KEYS do
+  for _, packed in ipairs(redis.call('HVALS', KEYS[i])) do
+    local ok, record = pcall(cmsgpack.unpack, packed)
+    local name = ok and type(record) == 'table' and 'n:' .. tostring(record[OUTCOME])
+    if name and tally[name] then
+      tally[name] = tally[name] + 1
+      if is_waited_for(record) then tally.waited_for = tally.waited_for + 1 end
+    end
+  end
+end
+for _, name in ipairs(names) do
+  if tally[name] > 0 then redis.call('HINCRBY', run, 'r:' .. name, tally[name]) end
+end
+local behind = first + #KEYS - 1
+if behind < tonumber(chunks or 0) then
+  redis.call('HSET', run, 'recount', behind)
+  return {behind, 0, {}}
+end
+local found = redis.call('HMGET', run, unpack(fields))
+local counted = {total = 0, final = 0}
+for i, name in ipairs(names) do
+  local number = tonumber(found[i] or 0)
+  counted[name] = number
+  if name ~= 'waited_for' then
+    counted.total = counted.total + number
+    if rank_of(string.sub(name, 3)) == FINAL then counted.final = counted.final + number end
+  end
+end
+names[#names + 1], names[#names + 2] = 'total', 'final'
+local differences = {}
+for i, stored in ipairs(redis.call('HMGET', run, unpack(names))) do
+  local name = names[i]
+  if tonumber(stored or 0) ~= counted[name] then
+    redis.call('HSET', run, name, counted[name])
+    for _, value in ipairs({name, stored or '', counted[name]}) do differences[#differences + 1] = value end
+  end
+end
+redis.call('HDEL', run, 'recount', unpack(fields))
+local state = redis.call('HGET', run, 'state')
+if state == 'completed' and counted.final < counted.total then
+  redis.call('HDEL', run, 'finished', 'told:completed')
+  redis.call('HSET', run, 'state', 'running')
+end
+complete_if_done(run, now)
+redis.call('HSET', run, 'recounted', now, 'recounted_in', redis.call('HGET', run, 'state') or '')
+return {behind, 1, differences}
+"""
+)
+"""Counts some chunks more. Behind the last of them the counters are made what was counted, in the same step.
+
+Returns the number of the next chunk, -1 where another worker counted on meanwhile; 1 behind the last; and what was
+mended: name, found, counted, …. A run that completed by a wrong counter goes on; one that is complete is completed. A
+record that can't be read counts for nothing.
+"""
 
 # KEYS: run. ARGV: state wanted, reason, now, then the states from which it may be reached.
 SET_STATE: Final = Script(

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ota_hook.errors import NotFound
 from ota_hook.model import Outcome
-from ota_hook.ports.runs import PlanPosition, Taken
+from ota_hook.ports.runs import PlanPosition, Recount, Taken
 from ota_hook.state.connection import Argument, RedisClient, redis_errors, run_command, run_commands
 from ota_hook.state.durability import DurableWriter
 from ota_hook.state.keys import Keys, as_bytes, as_text
@@ -30,6 +30,7 @@ from ota_hook.state.run_scripts import (
     NOTE_UNDELIVERED,
     PLAN,
     QUEUE,
+    RECOUNT,
     SENT,
     SET_STATE,
     STOP_IF_IT_FAILS,
@@ -44,6 +45,9 @@ KEPT_SECONDS: Final = 90 * 86_400
 
 _LOOKED_AT: Final = 500
 """So many runs a page looks through at least, where few are in the wanted state."""
+
+_RECOUNTED_AT_ONCE: Final = 4
+"""Chunks of a recount that Redis counts at once: a thousand devices, a millisecond or two."""
 
 _HEAD: Final[TypeAdapter[RunHead]] = TypeAdapter(RunHead)
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
@@ -229,7 +233,7 @@ class RedisRuns:
         """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk))
         with redis_errors("noting what was not delivered"):
-            await NOTE_UNDELIVERED.run(self._redis, keys, [as_bytes(one) for one in identifiers])
+            await NOTE_UNDELIVERED.run(self._redis, keys, [chunk, *map(as_bytes, identifiers)])
 
     async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
         """See ports.runs.RunStore."""
@@ -251,6 +255,29 @@ class RedisRuns:
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
         with redis_errors("looking for devices that time out"):
             await NEXT_DEADLINE.run(self._redis, keys, (chunk, timeout_ms))
+
+    # ---- counters
+
+    async def recount(self, run_id: str, *, now_ms: int, every_ms: int, most_chunks: int) -> Recount:
+        """See ports.runs.RunStore."""
+        run = self._keys.run(run_id)
+        wanted = ("recount", "chunks", "state", "started", "recounted", "recounted_in")
+        with redis_errors("counting the devices of a run"):
+            at, chunks, state, *before = await run_command(self._redis, "HMGET", run, *wanted)
+            if at is None and not _is_recount_due(state, *before, now_ms=now_ms, every_ms=every_ms):
+                return Recount(is_done=True)
+            first, count = int(at or 0), int(chunks or 0)
+            last = first + most_chunks
+            while first < last:
+                numbers = range(first, min(first + _RECOUNTED_AT_ONCE, count, last))
+                keys = (run, *(self._keys.run_chunk(run_id, number) for number in numbers))
+                first, is_done, mended = await RECOUNT.run(self._redis, keys, (first, now_ms))
+                if is_done:
+                    found = zip(mended[::3], mended[1::3], mended[2::3], strict=True)
+                    return Recount(is_done=True, mended={as_text(n): (as_text(was), is_) for n, was, is_ in found})
+                if first < 0 or not numbers:  # another worker counts as well, or planning has gone on
+                    break
+        return Recount(is_done=False)
 
     # ---- states
 
@@ -300,6 +327,27 @@ class RedisRuns:
             await run_command(self._redis, "HSETNX", self._keys.run(head.id), "head", orjson.dumps(head))
 
 
+def _is_recount_due(
+    state: bytes | None,
+    started: bytes | None,
+    recounted: bytes | None,
+    recounted_in: bytes | None,
+    *,
+    now_ms: int,
+    every_ms: int,
+) -> bool:
+    if started is None:
+        return False
+    has_ended = RunState(as_text(state or b"waiting")).is_final
+    return now_ms - int(recounted or started) >= every_ms or (has_ended and recounted_in != state)
+
+
+def _count_of(fields: Mapping[bytes, bytes], name: str) -> int:
+    """A counter; 0 for what is none, until it is recounted."""
+    stored = fields.get(name.encode(), b"0")
+    return int(stored) if stored.removeprefix(b"-").isdigit() else 0
+
+
 def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
     return Run(
         head=head,
@@ -308,11 +356,9 @@ def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
         reason=as_text(fields.get(b"reason", b"")),
         started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
         finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
-        total=int(fields.get(b"total", 0)),
-        retried=int(fields.get(b"retried", 0)),
-        counters={
-            outcome: count for outcome in Outcome if (count := int(fields.get(f"n:{outcome.value}".encode(), 0)))
-        },
+        total=_count_of(fields, "total"),
+        retried=_count_of(fields, "retried"),
+        counters={outcome: count for outcome in Outcome if (count := _count_of(fields, f"n:{outcome.value}"))},
     )
 
 

@@ -140,6 +140,16 @@ async def test_a_run_is_watched_at_a_terminal(service: Service, broker_port: int
         await asyncio.gather(living, return_exceptions=True)
 
 
+def test_a_worker_shows_its_metrics_where_settings_say_so(tmp_path: Path) -> None:
+    environ = {
+        "OTA_HOOK_MQTT_URL": "mqtt://127.0.0.1:1",
+        "OTA_HOOK_WORKER_METRICS_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    with running(Service(tmp_path / "data", environ=environ)):
+        metrics = httpx.get(f"http://{environ['OTA_HOOK_WORKER_METRICS_LISTEN']}/metrics", trust_env=False).text
+    assert "\nota_hook_run_counters_mended 0.0\n" in metrics
+
+
 def test_without_a_broker_a_run_is_refused_and_a_worker_does_not_start(tmp_path: Path) -> None:
     with running(Service(tmp_path / "data")) as service:
         operator = Operator(service, tmp_path)

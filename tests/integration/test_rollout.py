@@ -43,7 +43,7 @@ from ota_hook.ports.device_messages import Report
 from ota_hook.ports.devices import DeviceEntry
 from ota_hook.progress import UNDELIVERED, Said
 from ota_hook.publish.webhook import Webhook
-from ota_hook.rollout.keeper import Keeper
+from ota_hook.rollout.keeper import RECOUNT_EVERY_MS, Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
 from ota_hook.rollout.sender import Sender, SendOptions
@@ -135,6 +135,7 @@ class Deployment:
         self.shift_ms = 0
         self.knows_presence = False
         self.stop_rule = StopRule(50, 20)
+        self.keepers: list[Keeper] = []
         self._workers: list[asyncio.Task[None]] = []
 
     def clock_ms(self) -> int:
@@ -163,16 +164,7 @@ class Deployment:
                 publisher=self.broker,
                 clock_ms=self.clock_ms,
             ),
-            keeper=Keeper(
-                snapshots=self.catalogue,
-                devices=self.devices,
-                waits_for_absent=self.knows_presence,
-                offers=self.offers,
-                runs=self.runs,
-                queue=queue,
-                notices=self.notices,
-                clock_ms=self.clock_ms,
-            ),
+            keeper=self.keeper(queue),
             watch=FirmwareWatch(
                 self.stop_rule,
                 catalogue=self.catalogue,
@@ -187,6 +179,20 @@ class Deployment:
         task = asyncio.create_task(worker.run())
         self._workers.append(task)
         return task
+
+    def keeper(self, queue: RedisWorkQueue) -> Keeper:
+        keeper = Keeper(
+            snapshots=self.catalogue,
+            devices=self.devices,
+            waits_for_absent=self.knows_presence,
+            offers=self.offers,
+            runs=self.runs,
+            queue=queue,
+            notices=self.notices,
+            clock_ms=self.clock_ms,
+        )
+        self.keepers.append(keeper)
+        return keeper
 
     async def stop(self) -> None:
         for task in self._workers:
@@ -633,6 +639,40 @@ async def test_only_the_connection_that_is_noted_can_go(deployed: Deployment) ->
     presence.go(name, "new")
     await deployed.hook.noted()
     assert await deployed.devices.load_presence([name]) == [False]
+
+
+# ---- counters
+
+
+async def test_counters_that_were_damaged_mend_themselves_while_a_run_is_open_and_at_its_end(
+    deployed: Deployment,
+) -> None:
+    names = await deployed.add_devices(4)
+    await deployed.start_worker()
+    run_id = await deployed.run_now(replace(TASK, timeout_s=86_400))
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 4})
+    key = deployed.keys.run(run_id)
+
+    async def counters() -> tuple[int, dict[Outcome, int]]:
+        run = await deployed.runs.load_run(run_id)
+        assert run is not None
+        return run.total, dict(run.counters)
+
+    async def are_right() -> bool:
+        return await counters() == (4, {Outcome.OFFERED: 4})
+
+    await deployed.redis.hset(key, mapping={"n:offered": 9, "n:failed": 1, "total": 10})
+    assert not await are_right()
+    deployed.shift_ms = RECOUNT_EVERY_MS
+    await eventually(are_right)
+    (keeper,) = deployed.keepers
+    assert keeper.mended == 3
+    await deployed.redis.hset(key, "n:timed_out", 7)
+    for name in names:
+        await deployed.report(name, "2.0")
+    await eventually(lambda: no_open_run(deployed))
+    assert await counters() == (4, {Outcome.SUCCEEDED: 4})
+    assert keeper.mended == 4
 
 
 # ---- stops
