@@ -181,6 +181,13 @@ class Settings(BaseModel):
     )
     emqx_api_key: str | None = Field(default=None, description="An API key of EMQX that may publish.")
     emqx_api_secret: SecretStr | None = Field(default=None, description="Its secret.")
+    check_timeout_seconds: int = Field(
+        default=86_400,
+        ge=60,
+        le=365 * 86_400,
+        description="So long after its last check a device may take to report the version that it was offered, in"
+        " seconds; then that offer has timed out. Runs have a timeout of their own.",
+    )
     worker_metrics_listen: ListenField | None = Field(
         default=None, description="Where a worker serves its metrics over HTTP."
     )

@@ -17,6 +17,7 @@ from ota_hook.bootstrap.process import background, serve_metrics
 from ota_hook.bootstrap.publisher import make_publisher
 from ota_hook.bootstrap.state import State
 from ota_hook.errors import ConfigurationError
+from ota_hook.rollout.check_timer import CheckTimer
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
@@ -27,8 +28,10 @@ from ota_hook.rollout.worker import Worker
 from ota_hook.settings import Settings
 from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.notices import RedisNotices
+from ota_hook.state.overdue import RedisOverdueOffers
 from ota_hook.state.run_events import RedisRunEvents
 from ota_hook.state.stops import RedisFirmwareStops
+from ota_hook.state.turns import RedisTurn
 from ota_hook.state.work import LEASE_MS, RedisWorkQueue
 
 
@@ -84,6 +87,15 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=_clock_ms),
         sender=sender,
         keeper=keeper,
+        timer=CheckTimer(
+            RedisTurn(state.redis, state.keys.check_timer, holder=consumer),
+            timeout_ms=settings.check_timeout_seconds * 1000,
+            snapshots=state.catalogue,
+            devices=state.devices,
+            offers=state.offers,
+            overdue=RedisOverdueOffers(state.redis, state.keys),
+            clock_ms=_clock_ms,
+        ),
         scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=_clock_ms),
         watch=FirmwareWatch(
             StopRule(settings.stop_percent, settings.stop_after),

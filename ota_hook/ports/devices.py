@@ -80,7 +80,7 @@ class DeviceStore(Protocol):
         ...
 
     async def load_devices(self, identifiers: Sequence[str]) -> list[DeviceState | None]:
-        """`load_device` for many."""
+        """`load_device` for many; None as well for one whose record can't be read."""
         ...
 
     async def load_presence(self, identifiers: Sequence[str]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""A worker: takes work from the queue, looks after open runs, makes runs of due tasks, and notes what became of offers.
+"""A worker: takes work from the queue, looks after open runs and offers, makes runs of due tasks, and notes outcomes.
 
 Any number of them share one Redis. What one leaves undone, another takes over; none knows of the others.
 """
@@ -18,6 +18,7 @@ from ota_hook.errors import OtaHookError
 from ota_hook.model import Outcome
 from ota_hook.ports.runs import RunEvents, RunStore
 from ota_hook.ports.work import Work, WorkQueue
+from ota_hook.rollout.check_timer import CheckTimer
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.scheduler import Scheduler
@@ -29,6 +30,7 @@ CONCURRENT_WORK: Final = 8
 ATTEMPTS_MAX: Final = 5
 _BLOCK_MS: Final = 500
 _ROUND_S: Final = 0.5
+_TIMER_ROUND_S: Final = 10.0
 _EVENTS: Final = 500
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0)
 _CANCEL_AGAIN_S: Final = 0.1
@@ -49,6 +51,7 @@ class Worker:
         planner: Planner,
         sender: Sender,
         keeper: Keeper,
+        timer: CheckTimer,
         scheduler: Scheduler,
         watch: FirmwareWatch,
         clock_ms: Callable[[], int],
@@ -60,6 +63,7 @@ class Worker:
         self._planner = planner
         self._sender = sender
         self._keeper = keeper
+        self._timer = timer
         self._scheduler = scheduler
         self._watch = watch
         self._clock_ms = clock_ms
@@ -75,6 +79,7 @@ class Worker:
                 (self._keeper.look_after_all, _ROUND_S),
                 (self._scheduler.make_due_runs, _ROUND_S),
                 (self._watch.look, _ROUND_S),
+                (self._timer.look, _TIMER_ROUND_S),
                 (self._note_events, 0),
             )
         }

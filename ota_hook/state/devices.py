@@ -81,7 +81,7 @@ class RedisDevices:
         return _stored_device(identifier, *stored) if stored else None
 
     async def load_devices(self, identifiers: Sequence[str]) -> list[DeviceState | None]:
-        """See ports.devices.DeviceStore. One round trip for 500."""
+        """See ports.devices.DeviceStore. One round trip for 500. One that can't be read is logged."""
         found: list[DeviceState | None] = []
         with redis_errors("reading devices"):
             for start in range(0, len(identifiers), _LOAD_BATCH):
@@ -89,7 +89,7 @@ class RedisDevices:
                 calls = [(self._touched(identifier), (as_bytes(identifier),)) for identifier in batch]
                 answers, _ = await run_pipelined(self._redis, LOAD, calls)
                 found += [
-                    _stored_device(identifier, *stored).state if stored else None
+                    _read_or_log(identifier, *stored) if stored else None
                     for identifier, stored in zip(batch, answers, strict=True)
                 ]
         return found
@@ -326,6 +326,13 @@ def _stored_device(identifier: str, packed: bytes, offers: bytes | None) -> Stor
     if offers and not device.open_offers:
         _log.error("offers_unreadable", device=identifier)
     return StoredDevice(device, hashlib.sha1(packed, usedforsecurity=False).hexdigest())  # Lua's only digest
+
+
+def _read_or_log(identifier: str, packed: bytes, offers: bytes | None) -> DeviceState | None:
+    device = read_device(as_bytes(identifier), packed, offers)
+    if device is None:
+        _log.error("device_unreadable", device=identifier)
+    return device
 
 
 def _unreadable(identifier: str) -> ConflictError:

@@ -134,6 +134,11 @@ class Keys:
         """Sorted set: hook process → when its liveness runs out (epoch ms, by Redis's clock)."""
         return f"{self.prefix}:{{c}}:live"
 
+    @property
+    def check_timer(self) -> str:
+        """String, expiring: the worker that looks for offers of checks that are overdue; empty while none need look."""
+        return f"{self.prefix}:{{c}}:check-timer"
+
     # ---- tasks and runs: what is shared is beside the catalogue, what belongs to one run has a slot of its own
 
     @property

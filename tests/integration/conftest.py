@@ -11,8 +11,9 @@ import uvloop
 
 from tests.integration.admin_service import Admin, admin_role, redis_server
 from tests.integration.redis_fixtures import cluster_url, content, embedded_url, keys, redis, redis_url
+from tests.integration.rollout_deployment import deployed
 
-__all__ = ["cluster_url", "content", "embedded_url", "keys", "redis", "redis_url"]
+__all__ = ["cluster_url", "content", "deployed", "embedded_url", "keys", "redis", "redis_url"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
