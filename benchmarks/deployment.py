@@ -38,7 +38,8 @@ from ota_hook.state.connection import connect_redis
 from ota_hook.state.format import open_layout
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.records import pack_device
-from tests.e2e.service import Emqx, clean_environment, free_port
+from tests.e2e.service import Emqx, clean_environment
+from tests.held_ports import free_port
 
 TYPE = "tracker"
 LATEST = "2.0.0"

@@ -36,7 +36,8 @@ from ota_hook.api_client import NDJSON, ApiClient
 from ota_hook.state.connection import connect_redis
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.format import open_layout
-from tests.e2e.service import clean_environment, free_port
+from tests.e2e.service import clean_environment
+from tests.held_ports import free_port
 
 TYPE = "smart_meter"
 CSV = "text/csv"

@@ -42,7 +42,7 @@ from benchmarks.surroundings import LOAD_CORE, SERVER_CORE, Usage, describe, far
 from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.emqx_api import EmqxApiPublisher
 from ota_hook.publish.mqtt import MqttPublisher
-from tests.e2e.service import free_port
+from tests.held_ports import free_port
 from tests.integration.emqx_api_server import KEY, SECRET, EmqxApi
 
 GOAL_PER_SECOND = 8_000

@@ -19,8 +19,7 @@ from pathlib import Path
 import hiredis
 
 from ota_hook.standin.redis import _START, find_server
-
-HOST = "127.0.0.1"
+from tests.held_ports import HOST, hold_port
 
 
 @dataclass
@@ -109,11 +108,8 @@ def redis_process(folder: Path, *options: str, started: bool = True) -> Iterator
     with ThreadPoolExecutor(1) as beside:  # a loop may be running here
         executable, _ = beside.submit(asyncio.run, find_server()).result()
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as holder:
-        # Held, not listened on: nobody else is given the port while the server is away.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((HOST, 0))
-        server = RedisProcess(executable, folder, holder.getsockname()[1], options)
+    with contextlib.ExitStack() as holding:  # while the server is away too
+        server = RedisProcess(executable, folder, hold_port(holding), options)
         try:
             if started:
                 server.start()

@@ -18,15 +18,10 @@ import grpc
 import httpx
 
 from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, RequestMeta, ValuedResponse
+from tests.held_ports import free_port
 
 START_SECONDS = 60.0
 COMMAND = (sys.executable, "-m", "ota_hook")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def clean_environment(**more: str) -> dict[str, str]:

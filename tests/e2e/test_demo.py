@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.service import COMMAND, Service, clean_environment, free_port, running, upload
+from tests.e2e.service import COMMAND, Service, clean_environment, running, upload
+from tests.held_ports import free_port
 
 
 def ota_hook(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,8 @@ import pytest
 
 from ota_hook.standin.fleet import DeviceBehaviour, DeviceSpec, FleetOptions, SimulatedFleet
 from tests.e2e.operator import Operator
-from tests.e2e.service import Service, free_port, running, until, upload
+from tests.e2e.service import Service, running, until, upload
+from tests.held_ports import free_port
 
 DEVICES = 20
 FINAL = {"completed", "cancelled", "failed"}

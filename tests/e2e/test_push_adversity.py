@@ -21,7 +21,8 @@ import orjson
 import pytest
 
 from ota_hook.rollout.sender import BATCH
-from tests.e2e.service import COMMAND, Service, clean_environment, free_port, running, upload
+from tests.e2e.service import COMMAND, Service, clean_environment, running, upload
+from tests.held_ports import free_port
 from tests.redis_process import redis_process
 
 DEVICES = int(os.environ.get("OTA_HOOK_TEST_PUSH_DEVICES", "200"))

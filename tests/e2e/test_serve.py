@@ -14,7 +14,8 @@ import httpx
 import pytest
 import trustme
 
-from tests.e2e.service import COMMAND, Emqx, Service, clean_environment, free_port, running, until, upload
+from tests.e2e.service import COMMAND, Emqx, Service, clean_environment, running, until, upload
+from tests.held_ports import free_port
 
 DEVICE = "DU_7VFGiJjjv8QoS"
 

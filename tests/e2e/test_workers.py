@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.service import Emqx, Service, free_port, running, until
+from tests.e2e.service import Emqx, Service, running, until
+from tests.held_ports import free_port
 
 
 def children(pid: int) -> set[int]:
@@ -32,7 +33,7 @@ def children(pid: int) -> set[int]:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    metrics_port = free_port()
+    metrics_port = free_port(2)
     environ = {"OTA_HOOK_HOOK_METRICS_LISTEN": f"127.0.0.1:{metrics_port}"}
     with running(Service(tmp_path / "data", arguments=("--workers", "2"), environ=environ)) as started:
         yield started

@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,11 +19,10 @@ import redis
 
 from ota_hook.standin.redis import _START, find_server
 from ota_hook.state.primaries import SLOTS
+from tests.held_ports import HOST, hold_port
 
-HOST = "127.0.0.1"
 SERVICE = "ota"
 _BUS_PORT_OFFSET = 10_000
-_HIGHEST_PORT = 65_535
 _QUICK_SYNC = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
 _Running = TypeVar("_Running")
@@ -159,7 +157,7 @@ def _start(stack: ExitStack, folder: Path, options: Sequence[str], *, sentinel: 
     """A server that answers. It dies with this process, however that ends."""
     executable, _ = asyncio.run(find_server())
     folder.mkdir(parents=True)
-    port = _choose_port(stack)
+    port = hold_port(stack, _BUS_PORT_OFFSET)
     command = [
         *("--port", str(port), "--bind", HOST, "--dir", str(folder), "--logfile", str(folder / "log")),
         *("--save", "", "--appendonly", "no", *options),
@@ -181,27 +179,6 @@ def _run(command: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def _choose_port(stack: ExitStack) -> int:
-    """A port that the system gave, whose companion for the Cluster's bus is free too. Held until all have started."""
-    while True:
-        with ExitStack() as holding:
-            port = _hold(holding, 0)
-            if port + _BUS_PORT_OFFSET <= _HIGHEST_PORT and _hold(holding, port + _BUS_PORT_OFFSET):
-                stack.enter_context(holding.pop_all())
-                return port
-
-
-def _hold(stack: ExitStack, port: int) -> int:
-    """Bind and do not listen: a server that reuses addresses, as Redis does, may still bind and listen there."""
-    holder = stack.enter_context(socket.socket())
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        holder.bind((HOST, port))
-    except OSError:
-        return 0
-    return int(holder.getsockname()[1])
 
 
 def _answers(server: Server) -> bool:

@@ -17,9 +17,10 @@ from redis.exceptions import RedisError
 
 from ota_hook.state.pipe import _TICK_S, PENDING_MAX, RedisPipe, Unavailable, pack
 from ota_hook.state.primaries import Address
+from tests.held_ports import HOST
 from tests.integration.hot_state import answered
 from tests.integration.waiting import eventually
-from tests.redis_process import HOST, RedisProcess, redis_process
+from tests.redis_process import RedisProcess, redis_process
 
 pytestmark = pytest.mark.both_loops
 

@@ -12,7 +12,7 @@ import pytest
 from ota_hook.errors import ConfigurationError, DependencyError
 from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.emqx_api import EmqxApiPublisher
-from tests.e2e.service import free_port
+from tests.held_ports import free_port
 from tests.integration.emqx_api_server import KEY, SECRET, EmqxApi
 
 DEADLINE_S = 10.0

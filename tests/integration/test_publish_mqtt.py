@@ -20,7 +20,7 @@ from ota_hook.errors import ConfigurationError, DependencyError
 from ota_hook.ports.commands import Message, Publisher
 from ota_hook.publish.mqtt import MqttPublisher
 from ota_hook.standin.broker import StandinBroker
-from tests.e2e.service import free_port
+from tests.held_ports import free_port
 from tests.integration.scripted_broker import ScriptedBroker
 from tests.integration.waiting import eventually
 
