@@ -7,7 +7,8 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -191,10 +192,16 @@ async def test_the_folder_the_socket_and_the_files_are_private(tmp_path: Path) -
         assert (await client.config_get("port"))["port"] == "0"
 
 
-async def test_a_path_too_long_for_a_socket_works_for_every_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.fixture
+def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where sockets go whose path would be too long; pytest's own folders are long themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("short_folder")
+async def test_a_path_too_long_for_a_socket_works_for_every_process(tmp_path: Path) -> None:
     long = tmp_path / ("a folder with blanks %20 " + "x" * 100) / ("y" * 100)
     async with embedded_redis(long) as url, client_of(url) as client:
         assert await client.ping()
@@ -204,10 +211,8 @@ async def test_a_path_too_long_for_a_socket_works_for_every_process(
         await joiner.wait()
 
 
-async def test_a_folder_for_the_socket_that_others_can_enter_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.mark.usefixtures("short_folder")
+async def test_a_folder_for_the_socket_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100) / "data"
     async with embedded_redis(long) as url:
         pass
