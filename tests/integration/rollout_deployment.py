@@ -33,6 +33,9 @@ from ota_hook.ports.commands import Message
 from ota_hook.ports.device_messages import Report
 from ota_hook.ports.devices import DeviceEntry
 from ota_hook.progress import Said
+from ota_hook.rollout import sender as sender_module
+from ota_hook.rollout import teller as teller_module
+from ota_hook.rollout import worker as worker_module
 from ota_hook.rollout.check_timer import CheckTimer
 from ota_hook.rollout.keeper import Keeper
 from ota_hook.rollout.planner import Planner
@@ -58,6 +61,8 @@ from tests.integration.hot_state import HotState, hot_state
 from tests.integration.waiting import eventually
 
 LEASE_MS = 600
+ROUND_S = 0.1
+"""Between two looks of a worker, here: so a test waits less for what shall happen, and for what shall not."""
 CHECK_TIMEOUT_MS = 86_400_000
 FIRMWARE = Firmware(
     id="01JFIRMWARE",
@@ -289,9 +294,20 @@ async def deployment(redis: Redis, keys: Keys, redis_url: str) -> AsyncIterator[
 
 
 @pytest.fixture
-async def deployed(redis: Redis, keys: Keys, redis_url: str) -> AsyncIterator[Deployment]:
+async def deployed(
+    redis: Redis, keys: Keys, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Deployment]:
+    monkeypatch.setattr(worker_module, "_ROUND_S", ROUND_S)
+    monkeypatch.setattr(worker_module, "_BLOCK_MS", int(ROUND_S * 1_000))
+    monkeypatch.setattr(sender_module, "_BROKER_PAUSE_S", ROUND_S)
+    monkeypatch.setattr(teller_module, "_BLOCK_MS", int(ROUND_S * 1_000))
     async with deployment(redis, keys, redis_url) as running:
         yield running
+
+
+async def some_rounds() -> None:
+    """What a worker would do wrong, it would have done by then."""
+    await asyncio.sleep(6 * ROUND_S)
 
 
 def said(outcome: Outcome, code: str = "", *, command_id: int | None = None) -> Said:

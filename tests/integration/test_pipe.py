@@ -15,6 +15,7 @@ import pytest
 import structlog
 from redis.exceptions import RedisError
 
+from ota_hook.state import pipe as pipe_module
 from ota_hook.state.pipe import _TICK_S, PENDING_MAX, RedisPipe, Unavailable, pack
 from ota_hook.state.primaries import Address
 from tests.held_ports import HOST
@@ -238,8 +239,9 @@ async def test_commands_that_were_under_way_before_a_stall_are_not_answered_twic
 
 
 async def test_a_redis_that_stalls_for_long_is_given_up_and_comes_back_by_itself(
-    server: RedisProcess, address: Address
+    server: RedisProcess, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipe_module, "_STALLED_S", 0.5)
     async with piped(at(address)) as pipe:
         server.stall()
         asked = Asked(pipe)
@@ -354,7 +356,10 @@ async def test_a_place_that_can_not_be_found_out_for_a_while_is_asked_again(serv
     assert [line["event"] for line in said].count("redis_connection_failed") == 1
 
 
-async def test_an_answer_where_to_connect_that_never_comes_is_given_up(server: RedisProcess) -> None:
+async def test_an_answer_where_to_connect_that_never_comes_is_given_up(
+    server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe_module, "_CONNECT_S", 0.5)
     answers = [asyncio.Event(), None]
 
     async def locate() -> Address:
@@ -596,7 +601,10 @@ async def test_half_a_reply_and_then_the_end_is_no_reply() -> None:
         await is_back(pipe)
 
 
-async def test_a_server_that_accepts_and_never_answers_is_given_up_and_tried_again() -> None:
+async def test_a_server_that_accepts_and_never_answers_is_given_up_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipe_module, "_CONNECT_S", 0.5)
     mute = True
 
     def answer(command: list[bytes]) -> bytes:
@@ -607,7 +615,7 @@ async def test_a_server_that_accepts_and_never_answers_is_given_up_and_tried_aga
     began = time.monotonic()
     with structlog.testing.capture_logs() as said:
         async with fake_redis(answer) as fake, piped(at(tcp(fake.port)), scripts=[SET_AND_GET]) as pipe:
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 1.5
             assert not pipe.available
             mute = False
             await is_back(pipe)

@@ -29,7 +29,7 @@ from ota_hook.rollout.watch import StopRule
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.work import RedisWorkQueue
 from ota_hook.task import Missed, Pacing, RunState, Task
-from tests.integration.rollout_deployment import FIRMWARE, LEASE_MS, TASK, Deployment, said
+from tests.integration.rollout_deployment import FIRMWARE, LEASE_MS, TASK, Deployment, said, some_rounds
 from tests.integration.waiting import eventually
 
 
@@ -159,14 +159,14 @@ async def test_commands_wait_for_a_broker_that_is_away(deployed: Deployment) -> 
     await deployed.start_worker()
     run_id = await deployed.run_now()
     await deployed.until(run_id, lambda run: run.is_planned)
-    await asyncio.sleep(0.5)
+    await some_rounds()
     deployed.broker.away = False
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 5})
     assert all(len(ids) == 1 for ids in deployed.broker.ids.values())
 
 
 async def test_a_paused_run_sends_nothing_and_goes_on_when_resumed(deployed: Deployment) -> None:
-    await deployed.add_devices(200)
+    await deployed.add_devices(100)
     await deployed.start_worker()
     run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=1_200)))
     run = await deployed.until(run_id, lambda run: run.counters.get(Outcome.OFFERED, 0) >= 5)
@@ -174,9 +174,9 @@ async def test_a_paused_run_sends_nothing_and_goes_on_when_resumed(deployed: Dep
     await asyncio.sleep(0.3)
     sent = len(deployed.broker.commands)
     await asyncio.sleep(1.0)
-    assert len(deployed.broker.commands) == sent < 200
+    assert len(deployed.broker.commands) == sent < 100
     await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
-    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 200})
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 100})
 
 
 async def test_devices_that_wait_by_chance_are_sent_nothing_when_their_run_is_paused(deployed: Deployment) -> None:
@@ -331,14 +331,14 @@ async def test_a_device_that_was_away_gets_the_same_command_when_it_comes_back(d
     deployed.hook.offers.track_offer(name, said(Outcome.OFFERED, UNDELIVERED), at_ms=deployed.clock_ms())
     await eventually(lambda: is_waited_for(deployed, run_id, name))
     deployed.shift_ms = 120_000  # beyond the device's time
-    await asyncio.sleep(1.5)
+    await some_rounds()
     assert (await deployed.run(run_id)).counters == {Outcome.OFFERED: 1}
     presence = HotPresence(deployed.hook.pipes, deployed.keys)
     presence.come(name, "c1", at_ms=deployed.clock_ms())
     await eventually(lambda: len(deployed.broker.commands) == 2)
     assert len(deployed.broker.ids[name]) == 1
     presence.come(name, "c2", at_ms=deployed.clock_ms())
-    await asyncio.sleep(1.5)
+    await some_rounds()
     assert len(deployed.broker.commands) == 2
     await deployed.report(name, "2.0")
     assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.SUCCEEDED: 1}
@@ -429,7 +429,7 @@ async def test_a_firmware_that_fails_everywhere_stops_its_run_before_many_have_i
     run_id = await deployed.run_now(replace(TASK, stop_percent=20, stop_after=20))
     run = await deployed.reached(run_id, RunState.STOPPED)
     assert "stops at 20 %" in run.reason
-    await asyncio.sleep(1)
+    await some_rounds()
     assert len(deployed.broker.ids) <= 3 * 20
     await deployed.until(run_id, lambda run: Outcome.SENDING not in run.counters)
 
@@ -512,7 +512,7 @@ async def test_a_firmware_that_fails_is_taken_out_of_force_for_checks_too(deploy
     await deployed.start_worker()
     for name in names[:19]:
         await offer_by_check_and_fail(deployed, name)
-    await asyncio.sleep(1.2)
+    await some_rounds()
     assert deployed.catalogue.current.firmware[FIRMWARE.id].enabled
     await offer_by_check_and_fail(deployed, names[19])
     await eventually(lambda: not deployed.catalogue.current.firmware[FIRMWARE.id].enabled)
@@ -539,7 +539,7 @@ async def test_a_firmware_that_is_enabled_again_has_another_chance(deployed: Dep
     await deployed.edit(replace(FIRMWARE, revision=9))
     for name in names[20:39]:
         await offer_by_check_and_fail(deployed, name)
-    await asyncio.sleep(1.2)
+    await some_rounds()
     assert deployed.catalogue.current.firmware[FIRMWARE.id].enabled
     await offer_by_check_and_fail(deployed, names[39])
     await eventually(lambda: not deployed.catalogue.current.firmware[FIRMWARE.id].enabled)
@@ -572,7 +572,7 @@ async def test_outside_of_its_window_a_run_waits_and_goes_on_when_it_opens(deplo
     await deployed.start_worker()
     run_id = await deployed.run_now(replace(TASK, window=window))
     run = await deployed.until(run_id, lambda run: run.state is RunState.WAITING and run.is_planned)
-    await asyncio.sleep(1)
+    await some_rounds()
     assert deployed.broker.commands == []
     assert "opens" in run.reason
     deployed.shift_ms = 31 * 60_000
@@ -605,7 +605,7 @@ async def test_a_notice_is_told_again_until_it_is_heard_with_a_signature_that_pr
     telling = asyncio.create_task(Teller(deployed.notices, webhook).run())
     await deployed.notices.add("run_stopped", {"run": "01J", "name": "夜间"})
     await eventually(lambda: len(heard) == 3, within_s=10)
-    await asyncio.sleep(0.6)
+    await some_rounds()
     assert len(heard) == 3
     telling.cancel()
     await asyncio.gather(telling, return_exceptions=True)
