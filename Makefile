@@ -22,8 +22,8 @@ demo: build ## a whole fleet upgrading on this machine (DEMO_ARGS="--once --json
 serve: build ## the service on its defaults (SERVE_ARGS="--standin" brings a broker)
 	@$(BIN)/ota-hook serve $(SERVE_ARGS)
 
-test: build ## every test that a fresh machine can run (TEST_ARGS="-k name" for some)
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+test: build ## every test that a fresh machine can run, two at a time (TEST_ARGS="-k name" for some, one by one)
+	@$(if $(TEST_ARGS),$(BIN)/python -m pytest $(TEST_ARGS),scripts/test.sh)
 
 test-nightly: build ## the property tests with 100,000 examples each; takes an hour
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property --timeout=0 $(TEST_ARGS)
@@ -71,10 +71,11 @@ clean: ## remove the environment and what the build made; your data stays
 
 .venv/.installed: .venv/.uv requirements.lock
 	@echo "installing the locked dependencies"
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
 .venv/.built: .venv/.installed $(SOURCES)
 	@echo "building ota-hook"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q ota_hook admin_api
 	@touch $@
