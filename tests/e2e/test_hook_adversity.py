@@ -23,6 +23,8 @@ from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, ValuedRes
 from tests.e2e.service import Emqx, Service, clean_environment, running, until, upload
 from tests.redis_process import RedisProcess, redis_process
 
+pytestmark = pytest.mark.alone
+
 PUBLISH = "/emqx.exhook.v2.HookProvider/OnMessagePublish"
 IGNORE = b"\x08\x01"
 IN_FLIGHT = 50

@@ -25,6 +25,8 @@ from tests.e2e.service import COMMAND, Service, clean_environment, running, uplo
 from tests.held_ports import free_port
 from tests.redis_process import redis_process
 
+pytestmark = pytest.mark.alone
+
 DEVICES = int(os.environ.get("OTA_HOOK_TEST_PUSH_DEVICES", "200"))
 TIMEOUT_S = 10
 ROUND_S = 0.5

@@ -94,6 +94,7 @@ def test_what_is_not_ours_is_ignored(operator: httpx.Client, emqx: Emqx) -> None
     assert emqx.check(DEVICE) is not None
 
 
+@pytest.mark.alone
 def test_disabling_a_firmware_stops_its_offers_within_a_second(operator: httpx.Client, emqx: Emqx) -> None:
     firmware = upload(operator, "2.0").json()
     emqx.report(DEVICE, "1.0")
@@ -138,6 +139,7 @@ def test_a_duplicate_firmware_is_refused(operator: httpx.Client) -> None:
     assert upload(operator, "3.0", devices=[DEVICE]).status_code == 201
 
 
+@pytest.mark.alone
 def test_a_deleted_firmware_is_offered_no_more_and_its_address_is_gone(operator: httpx.Client, emqx: Emqx) -> None:
     firmware = upload(operator, "2.0").json()
     emqx.report(DEVICE, "1.0")
@@ -192,6 +194,7 @@ def test_killed_after_an_acknowledged_upload_everything_is_there_again(tmp_path:
         assert json.loads(command.payload)["params"]["version"] == "2.0.0"
 
 
+@pytest.mark.alone
 def test_an_edit_is_in_force_in_another_process_within_a_second(tmp_path: Path) -> None:
     admin = Service(tmp_path / "data", command="admin")
     hook = Service(tmp_path / "data", command="hook", admin_port=admin.admin_port)

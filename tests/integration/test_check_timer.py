@@ -162,6 +162,7 @@ async def test_a_worker_times_checks_out(deployed: Deployment) -> None:
     await eventually(is_settled)
 
 
+@pytest.mark.alone
 async def test_a_turn_is_one_workers_until_its_lease_is_over(redis: Redis, keys: Keys) -> None:
     one, two = (RedisTurn(redis, keys.check_timer, holder=name, lease_ms=400) for name in ("one", "two"))
     assert sorted(await asyncio.gather(one.take(), two.take())) == [False, True]

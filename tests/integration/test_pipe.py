@@ -23,7 +23,7 @@ from tests.integration.hot_state import answered
 from tests.integration.waiting import eventually
 from tests.redis_process import RedisProcess, redis_process
 
-pytestmark = pytest.mark.both_loops
+pytestmark = [pytest.mark.both_loops, pytest.mark.alone]
 
 BUDGET_MS = 50
 _ROUNDING_S = 1e-6

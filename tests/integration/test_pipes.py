@@ -26,6 +26,8 @@ from tests.integration.hot_state import HotState, hot_state, imported
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, single_redis, watched_redis
 from tests.integration.waiting import OwnTime, eventually, running_beside
 
+pytestmark = pytest.mark.alone
+
 KEPT = {"tracker": frozenset({"version"})}
 BUDGET_MS = 1_000
 """Above what a busy machine adds to a server's answer, below the silence after which a primary is replaced."""

@@ -32,6 +32,8 @@ from ota_hook.state.routing import RoutedRedis
 from tests.integration.redis_deployments import Deployment, Server, redis_cluster, served, watched_redis
 from tests.integration.waiting import eventually
 
+pytestmark = pytest.mark.alone
+
 TYPE = DeviceType(key="tracker", name="Tracker", revision=0)
 TIMEOUT_SECONDS = 2.0
 CONFIRMED_WITHIN_MS = 1_500

@@ -495,6 +495,7 @@ class CutLine:
         sink.close()
 
 
+@pytest.mark.alone
 async def test_a_call_in_flight_when_the_provider_dies_waits_its_timeout_and_passes() -> None:
     gate = Gate()
     provider = ScriptedProvider(respond=gate.respond)

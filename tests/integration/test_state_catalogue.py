@@ -110,6 +110,7 @@ async def test_a_change_is_in_force_here_when_it_returns_and_after_a_restart(sta
         assert index.resolve("d", "1.0") == FIRMWARE.id
 
 
+@pytest.mark.alone
 async def test_a_change_is_live_in_another_process_within_a_second(start: Start) -> None:
     one, other = await start(), await start()
     await one.change(writing(TYPE, FIRMWARE))
@@ -576,6 +577,7 @@ async def test_a_list_beyond_its_bound_is_refused(redis: Redis, keys: Keys, monk
         assert await redis.ttl(key) > 0
 
 
+@pytest.mark.alone
 async def test_a_list_of_a_hundred_thousand_is_live_elsewhere_within_five_seconds(start: Start) -> None:
     one, other = await start(), await start()
     name, staged = await one.stage_device_list(in_pieces([f"device-{number}" for number in range(100_000)]))

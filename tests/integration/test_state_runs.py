@@ -439,6 +439,7 @@ async def test_work_goes_to_one_worker_and_is_gone_when_it_is_finished(redis: Re
     assert await redis.xlen(keys.work) == 0
 
 
+@pytest.mark.alone
 async def test_work_that_nobody_renews_is_taken_over_and_counted(redis: Redis, keys: Keys) -> None:
     one, two = worker(redis, keys, "one", lease_ms=200), worker(redis, keys, "two", lease_ms=200)
     await one.open()

@@ -120,6 +120,7 @@ async def test_a_client_that_takes_little_again_and_again_gives_its_place_up_too
         await app(SCOPE, receive_nothing, take_a_while)
 
 
+@pytest.mark.alone
 async def test_a_client_may_wait_as_long_as_what_it_brought_takes_at_the_least_pace() -> None:
     pace = Pace(0.05)
 
