@@ -18,6 +18,7 @@ from ota_hook.ports.devices import DeviceStore
 from ota_hook.ports.idempotency import IdempotencyStore
 from ota_hook.ports.offers import OfferStore
 from ota_hook.ports.packages import PackageStore
+from ota_hook.ports.presence import Connections
 from ota_hook.ports.runs import RunStore
 from ota_hook.ports.stops import FirmwareStops
 from ota_hook.ports.tasks import TaskStore
@@ -48,7 +49,7 @@ class AdminContext:
     """The admin API's surroundings. `public_url` and `public_url_https` have no slash at their end.
 
     `has_broker`: whether a broker is configured that runs could publish to. `closing` is set when the service ends:
-    what would go on for long ends then.
+    what would go on for long ends then. `connections`: who is connected, None where the broker is not asked.
     """
 
     catalogue: Catalogue
@@ -71,6 +72,7 @@ class AdminContext:
     now_ms: Callable[[], int] = _now_ms
     new_id: Callable[[], str] = _new_id
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    connections: Connections | None = None
 
 
 def _context_of(request: Request) -> AdminContext:

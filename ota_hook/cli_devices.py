@@ -15,7 +15,7 @@ from ota_hook.cli_lines import CSV, FormatOption, media_type_of, open_lines
 from ota_hook.cli_options import ULID_CHARS, LimitOption, TypeFilter
 from ota_hook.cli_session import Document, Session, catalogue_command, put_or_change, require_type
 from ota_hook.errors import InputError
-from ota_hook.terminal import Column, count_text, local_time, size_text
+from ota_hook.terminal import Column, count_text, local_time, size_text, yes_no
 
 devices = typer.Typer(help="Devices: register, look at, import, export.", no_args_is_help=True)
 
@@ -27,6 +27,7 @@ _DEVICE_COLUMNS: Final = (
     Column("type"),
     Column("versions"),
     Column("tags"),
+    Column("online"),
     Column("last report"),
 )
 
@@ -34,22 +35,31 @@ _DEVICE_COLUMNS: Final = (
 @devices.command("list")
 @catalogue_command
 def list_devices(
-    session: Session, *, device_type: TypeFilter = None, tag: TagFilter = None, limit: LimitOption = None
+    session: Session,
+    *,
+    device_type: TypeFilter = None,
+    tag: TagFilter = None,
+    online: Annotated[
+        bool | None, typer.Option("--online/--offline", help="Who is connected, or who is not.", show_default=False)
+    ] = None,
+    limit: LimitOption = None,
 ) -> None:
     """List devices with the versions that they reported. For many, `devices export` is quicker.
 
     \b
     Example: ota-hook devices list --type tracker --limit 20
+    Example: ota-hook devices list --offline
     """
     require_type(session, device_type)
-    entries = session.api.each(session.path("devices"), type=device_type, tag=tag)
+    entries = session.api.each(session.path("devices"), type=device_type, tag=tag, online=online)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
 
 def _device_row(entry: Document) -> tuple[str, ...]:
     reported = max(filter(None, entry["versions_reported_at"].values()), default=None)
     tags = ", ".join(entry["tags"]) or "–"
-    return entry["identifier"], entry["type"], _versions_text(entry["versions"]), tags, local_time(reported)
+    online = "–" if entry["online"] is None else yes_no(entry["online"])
+    return entry["identifier"], entry["type"], _versions_text(entry["versions"]), tags, online, local_time(reported)
 
 
 def _versions_text(versions: dict[str, str]) -> str:
@@ -71,6 +81,8 @@ def show_device(session: Session, *, identifier: DeviceArgument) -> None:
         return
     reported_at = document["versions_reported_at"]
     facts = [("identifier", document["identifier"]), ("type", document["type"])]
+    if document["online"] is not None:
+        facts.append(("online", yes_no(document["online"])))
     if document["tags"]:
         facts.append(("tags", ", ".join(document["tags"])))
     for attribute, text in document["versions"].items():

@@ -152,8 +152,8 @@ class Settings(BaseModel):
     )
     presence: bool = Field(
         default=True,
-        description="Ask the broker who connects and disconnects: pushes then wait for devices that are away. Costs"
-        " each connect and disconnect a call.",
+        description="Ask the broker who connects and disconnects: pushes then wait for devices that are away, and"
+        " `online` is known (docs/fleet.md). Costs each connect and disconnect a call.",
     )
     attempts_max: int = Field(
         default=10,

@@ -97,9 +97,13 @@ class MemoryDevices:
 
 @dataclass
 class MemoryPresence:
-    """Presence: the connection of each device that is there."""
+    """Presence: the connection of each device that is there, and which node attached when."""
 
     connections: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+
+    def attach(self, node: str, *, at_ms: int) -> None:
+        self.nodes[node] = at_ms
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
         self.connections[identifier] = connection

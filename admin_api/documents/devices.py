@@ -53,8 +53,10 @@ class DevicePatch(Document):
 
 
 class DeviceOut(BaseModel):
-    """A device. `versions_reported_at` is null for a version that an operator set; `online` is null: not known.
+    """A device. `versions_reported_at` is null for a version that an operator set.
 
+    `online`: the broker told last that it is connected, and it has given a sign of life within seven days; null where
+    the broker is not asked (`OTA_HOOK_PRESENCE`).
     `exhausted_firmware` was tried too often in vain and is not offered any more (`/attempts`).
     """
 
@@ -67,7 +69,7 @@ class DeviceOut(BaseModel):
     exhausted_firmware: list[str]
 
     @classmethod
-    def of(cls, device: DeviceState) -> Self:
+    def of(cls, device: DeviceState, *, online: bool | None = None) -> Self:
         ordered = dict(sorted(device.versions.items()))
         return cls(
             identifier=device.identifier,
@@ -78,7 +80,7 @@ class DeviceOut(BaseModel):
                 for attribute, version in ordered.items()
             },
             tags=list(device.tags),
-            online=None,
+            online=online,
             exhausted_firmware=list(device.exhausted),
         )
 

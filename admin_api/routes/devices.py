@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -25,14 +26,17 @@ from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
 from ota_hook.admission.texts import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.model import is_direct_identifier
+from ota_hook.model import DeviceState, is_direct_identifier
 from ota_hook.ports.devices import StoredDevice
+from ota_hook.presence import is_online
 
 router = APIRouter(tags=["devices"], route_class=JsonRoute)
 streams = APIRouter(tags=["devices"])
 
 _EXPORT_CHUNK: Final = 500
 """Devices; some 50 kB."""
+_EMPTY_PAGES_MAX: Final = 10
+"""So many pages in which nobody is as wanted are looked through at once."""
 
 
 class DeviceQuery(PageQuery):
@@ -40,6 +44,7 @@ class DeviceQuery(PageQuery):
 
     type: str | None = None
     tag: str | None = None
+    online: bool | None = None
 
 
 class OfferQuery(PageQuery):
@@ -81,9 +86,21 @@ def _etag(device: StoredDevice) -> str:
     return f'"{device.digest}"'
 
 
-def _answer(device: StoredDevice, *, created: bool = False) -> Response:
+async def _show(context: AdminContext, devices: Sequence[DeviceState]) -> list[DeviceOut]:
+    if context.connections is None or not devices:
+        return [DeviceOut.of(device) for device in devices]
+    connections = await context.connections.load_connections([device.identifier for device in devices])
+    now_ms = context.now_ms()
+    return [
+        DeviceOut.of(device, online=is_online(device, connection, now_ms=now_ms))
+        for device, connection in zip(devices, connections, strict=True)
+    ]
+
+
+async def _answer(context: AdminContext, device: StoredDevice, *, created: bool = False) -> Response:
+    (shown,) = await _show(context, [device.state])
     return answer(
-        DeviceOut.of(device.state),
+        shown,
         status=HTTPStatus.CREATED if created else HTTPStatus.OK,
         etag=_etag(device),
         location=f"/api/v1/devices/{quote(device.state.identifier, safe='')}" if created else None,
@@ -101,13 +118,24 @@ def _identifier_in_path(identifier: str, in_body: str | None) -> str:
 
 
 @router.get(
-    "/devices", summary="List devices, in no useful order", responses=documented(Page[DeviceOut], 200) | problems()
+    "/devices",
+    summary="List devices, in no useful order",
+    description="With `online` a page may have fewer entries than `limit`, or none; there are more while `next_cursor`"
+    " is not null.",
+    responses=documented(Page[DeviceOut], 200) | problems(),
 )
 async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()]) -> Response:
-    devices, next_cursor = await context.devices.page_devices(
-        cursor=query.cursor, limit=query.limit, device_type=query.type, tag=query.tag
-    )
-    return answer(Page[DeviceOut](items=[DeviceOut.of(device) for device in devices], next_cursor=next_cursor))
+    if query.online is not None and context.connections is None:
+        raise InputError("Who is online is not known.", mend="Set OTA_HOOK_PRESENCE=true.", field="online")
+    cursor, pages = query.cursor, 0
+    while True:
+        devices, cursor = await context.devices.page_devices(
+            cursor=cursor, limit=query.limit, device_type=query.type, tag=query.tag
+        )
+        shown = [device for device in await _show(context, devices) if query.online in (None, device.online)]
+        pages += 1
+        if shown or cursor is None or pages == _EMPTY_PAGES_MAX:
+            return answer(Page[DeviceOut](items=shown, next_cursor=cursor))
 
 
 @router.post(
@@ -123,7 +151,7 @@ async def create_device(context: Context, request: Request, body: NewDevice) -> 
             body.identifier, body.type, body.versions or {}, body.sorted_tags or ()
         ):
             raise ConflictError(f"The device {body.identifier!r} is registered already.", field="identifier")
-        return _answer(await _load(context, body.identifier), created=True)
+        return await _answer(context, await _load(context, body.identifier), created=True)
 
     return await answer_once(context, request, fingerprint_of(body), create)
 
@@ -135,7 +163,11 @@ async def create_device(context: Context, request: Request, body: NewDevice) -> 
 )
 async def read_device(context: Context, identifier: str, conditions: Conditions) -> Response:
     device = await _load(context, identifier)
-    return answer_read(DeviceOut.of(device.state), _etag(device), conditions)
+    (shown,) = await _show(context, [device.state])
+    if shown.online is not None:
+        # The tag does not follow who is online, so no reader is told that nothing changed.
+        conditions = replace(conditions, if_none_match=None)
+    return answer_read(shown, _etag(device), conditions)
 
 
 @router.put(
@@ -151,7 +183,7 @@ async def put_device(context: Context, identifier: str, body: DeviceFields, cond
     created = await context.devices.put_device(
         identifier, body.type, body.versions, body.sorted_tags, expected=conditions.expect_device()
     )
-    return _answer(await _load(context, identifier), created=created)
+    return await _answer(context, await _load(context, identifier), created=created)
 
 
 @router.patch(
@@ -178,7 +210,7 @@ async def patch_device(
     )
     if device is None:
         raise _not_there(identifier)
-    return _answer(device)
+    return await _answer(context, device)
 
 
 @router.delete(

@@ -78,6 +78,7 @@ async def run_admin(
         AdminContext(
             catalogue=state.catalogue,
             devices=state.devices,
+            connections=state.connections if settings.presence else None,
             offers=state.offers,
             attempts=state.attempts,
             packages=packages,

@@ -48,6 +48,8 @@ async def run_hook(settings: Settings, state: State, publisher: Publisher | None
         stack.callback(offers.close)
         state.metrics.add_gauge("redis_available", "Whether Redis takes commands: 1 or 0.", lambda: pipes.available)
         state.metrics.add_gauge("offers_not_noted", "Offers whose bookkeeping was lost.", lambda: offers.lost)
+        presence = HotPresence(pipes, state.keys)
+        stack.callback(presence.close)
         provider = HookProvider(
             HookOptions(
                 dialect=settings.dialect,
@@ -61,7 +63,7 @@ async def run_hook(settings: Settings, state: State, publisher: Publisher | None
             snapshots=state.catalogue,
             devices=HotDevices(pipes, state.keys),
             offers=offers,
-            presence=HotPresence(pipes, state.keys),
+            presence=presence,
             command_ids=command_ids,
             publisher=publisher,
             metrics=state.metrics,

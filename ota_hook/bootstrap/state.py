@@ -24,6 +24,7 @@ from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
 from ota_hook.state.keys import Keys
 from ota_hook.state.offers import RedisOffers
+from ota_hook.state.presence import RedisConnections
 from ota_hook.state.primaries import Primaries
 from ota_hook.state.runs import RedisRuns
 from ota_hook.state.tasks import RedisTasks
@@ -43,6 +44,7 @@ class State:
     offers: RedisOffers
     attempts: RedisAttempts
     devices: RedisDevices
+    connections: RedisConnections
     tasks: RedisTasks
     runs: RedisRuns
     metrics: HookMetrics = field(default_factory=HookMetrics)
@@ -83,6 +85,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             offers=RedisOffers(redis, keys, attempts_max=settings.attempts_max),
             attempts=RedisAttempts(redis, keys, writer=writer),
             devices=RedisDevices(redis, keys, writer=writer),
+            connections=RedisConnections(redis, keys),
             tasks=RedisTasks(redis, keys, writer=writer),
             runs=RedisRuns(redis, keys, writer=writer),
         )

@@ -69,7 +69,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
     keeper = Keeper(
         snapshots=state.catalogue,
         devices=state.devices,
-        waits_for_absent=settings.presence,
+        connections=state.connections if settings.presence else None,
         offers=state.offers,
         runs=state.runs,
         queue=queue,

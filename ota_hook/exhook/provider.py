@@ -92,6 +92,7 @@ METHODS: Final = frozenset({"OnProviderLoaded", "OnMessagePublish"}) | _VALUED_M
 _PRESENCE_HOOKS: Final = ("client.connected", "session.resumed", "client.disconnected")
 _ATTRIBUTES: Final = Channel.ATTRIBUTES  # a look into an enum costs more than a look at a name
 _COMMAND_REPLY: Final = Channel.COMMAND_REPLY
+_NODE_MAX_CHARS: Final = 256
 _MAX_BACKGROUND_PUBLISHES: Final = 1_000
 _CLOSE_S: Final = 2.0
 _FUTURE_MS: Final = 300_000
@@ -199,6 +200,8 @@ class HookProvider:
         try:
             broker = ProviderLoadedRequest.FromString(request)
             self._log.info("broker_attached", node=broker.meta.node, version=broker.broker.version)
+            if self._options.presence and broker.meta.node:
+                self._presence.attach(broker.meta.node[:_NODE_MAX_CHARS], at_ms=self._clock_ms())
         except DecodeError:
             self._log.warning("broker_attached", problem="its request can't be decoded")
         commands = [self._dialect.command_filter]

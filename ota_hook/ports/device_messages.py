@@ -86,6 +86,10 @@ class Presence(Protocol):
         """The device is connected; the runs whose command did not reach it are told. Unknown devices are not noted."""
         ...
 
+    def attach(self, node: str, *, at_ms: int) -> None:
+        """That node of the broker tells from now on; what it told before may have ended untold."""
+        ...
+
     def go(self, identifier: str, connection: str) -> None:
         """That connection ended; another that the device has by now stays."""
         ...

@@ -83,10 +83,6 @@ class DeviceStore(Protocol):
         """`load_device` for many; None as well for one whose record can't be read."""
         ...
 
-    async def load_presence(self, identifiers: Sequence[str]) -> list[bool]:
-        """Whether each is connected, as far as the hook was told."""
-        ...
-
     async def load_stored(self, identifier: str) -> StoredDevice | None:
         """`load_device` with the digest of the state."""
         ...

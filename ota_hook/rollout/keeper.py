@@ -8,18 +8,20 @@ Every step may be done twice, and by two workers at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from ota_hook.decide import SettleOffer, decide_report
-from ota_hook.model import DEFAULT_MODULE, OpenOffer, Outcome
+from ota_hook.model import DEFAULT_MODULE, DeviceState, OpenOffer, Outcome
 from ota_hook.ports.catalogue import SnapshotSource
 from ota_hook.ports.devices import DeviceStore
 from ota_hook.ports.notices import Notices
 from ota_hook.ports.offers import OfferStore
+from ota_hook.ports.presence import Connections
 from ota_hook.ports.runs import RunStore
 from ota_hook.ports.work import WorkQueue
+from ota_hook.presence import is_online
 from ota_hook.progress import UNDELIVERED
 from ota_hook.rollout.schedule import is_open, next_opening
 from ota_hook.task import Run, RunDevice, RunHead, RunState
@@ -38,8 +40,15 @@ _DUE_AT_ONCE: Final = 100
 _log = structlog.get_logger("ota_hook.rollout")
 
 
+class _Late(NamedTuple):
+    """A device whose time is over, and what is known of it; None: it is not registered any more."""
+
+    device: RunDevice
+    state: DeviceState | None
+
+
 class Keeper:
-    """Looks after open runs. `waits_for_absent`: it is known who is connected, and who is not is waited for.
+    """Looks after open runs. Who is not online is waited for; `connections` None: that is not known of anybody.
 
     `mended` counts counters of runs that were found wrong.
     """
@@ -54,7 +63,7 @@ class Keeper:
         queue: WorkQueue,
         notices: Notices,
         clock_ms: Callable[[], int],
-        waits_for_absent: bool,
+        connections: Connections | None,
     ) -> None:
         self._snapshots = snapshots
         self._devices = devices
@@ -63,7 +72,7 @@ class Keeper:
         self._queue = queue
         self._notices = notices
         self._clock_ms = clock_ms
-        self._waits_for_absent = waits_for_absent
+        self._connections = connections
         self.mended = 0
 
     async def look_after_all(self) -> None:
@@ -158,40 +167,43 @@ class Keeper:
                 for device in await self._runs.read_chunk(head.id, chunk)
                 if is_under_way(device) and device.code != UNDELIVERED and device.at_ms + timeout_ms <= now_ms
             ]
-            late = await self._note_proven(head, chunk, late)
-            if self._waits_for_absent:
-                late = await self._leave_absent(head, chunk, late)
+            states = await self._devices.load_devices([device.identifier for device in late])
+            rest = await self._note_proven(head, chunk, [*map(_Late, late, states)])
+            late = await self._leave_absent(head, chunk, rest)
             await self._settle(head, chunk, late, Outcome.TIMED_OUT)
             await self._runs.set_next_deadline(head.id, chunk, timeout_ms=timeout_ms)
 
-    async def _note_proven(self, head: RunHead, chunk: int, late: Sequence[RunDevice]) -> list[RunDevice]:
+    async def _note_proven(self, head: RunHead, chunk: int, late: Sequence[_Late]) -> list[_Late]:
         """Close the offers of which the device's version says what became; the news may have been lost. The others."""
         proven: dict[tuple[Outcome, str], list[RunDevice]] = {}
         rest = []
-        for device, state in zip(
-            late, await self._devices.load_devices([device.identifier for device in late]), strict=True
-        ):
+        for device, state in late:
             decided = decide_report(state, state.versions.keys(), self._snapshots.current) if state is not None else ()
             found = [one for one in decided if isinstance(one, SettleOffer) and one.offer.run_id == head.id]
             if found:
                 proven.setdefault((found[0].outcome, found[0].code), []).append(device)
             else:
-                rest.append(device)
+                rest.append(_Late(device, state))
         for (outcome, code), devices in proven.items():
             await self._settle(head, chunk, devices, outcome, code)
         return rest
 
-    async def _leave_absent(self, head: RunHead, chunk: int, late: Sequence[RunDevice]) -> list[RunDevice]:
+    async def _leave_absent(self, head: RunHead, chunk: int, late: Sequence[_Late]) -> list[RunDevice]:
         """Those that had their command, or are there and could have had it; the others are waited for."""
-        present = await self._devices.load_presence([device.identifier for device in late])
-        absent = [
+        if self._connections is None:
+            return [device for device, _ in late]
+        connections = await self._connections.load_connections([device.identifier for device, _ in late])
+        now_ms = self._clock_ms()
+        absent = {
             device.identifier
-            for device, is_there in zip(late, present, strict=True)
-            if device.outcome is Outcome.OFFERED and not is_there
-        ]
+            for (device, state), connection in zip(late, connections, strict=True)
+            if device.outcome is Outcome.OFFERED
+            and state is not None
+            and not is_online(state, connection, now_ms=now_ms)
+        }
         if absent:
-            await self._runs.note_undelivered(head.id, chunk, absent)
-        return [device for device in late if device.identifier not in set(absent)]
+            await self._runs.note_undelivered(head.id, chunk, sorted(absent))
+        return [device for device, _ in late if device.identifier not in absent]
 
     async def _expire(self, run: Run) -> None:
         """Wait no more for devices that did not come back."""

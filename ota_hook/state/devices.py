@@ -30,7 +30,7 @@ from ota_hook.model import DeviceState
 from ota_hook.ports.device_messages import Report
 from ota_hook.ports.devices import ANY_DEVICE, ExpectedDevice, StoredDevice
 from ota_hook.state.buckets import batches_of_buckets, read_cursor, write_cursor
-from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_commands, run_pipelined, slot_of
+from ota_hook.state.connection import Argument, Call, RedisClient, redis_errors, run_pipelined, slot_of
 from ota_hook.state.device_import import RedisDeviceImport, pack_typed, put_arguments, tags_argument
 from ota_hook.state.device_scripts import COUNT, CREATE, DELETE, LOAD, PATCH, PUT, SCAN
 from ota_hook.state.durability import DurableWriter
@@ -93,18 +93,6 @@ class RedisDevices:
                     for identifier, stored in zip(batch, answers, strict=True)
                 ]
         return found
-
-    async def load_presence(self, identifiers: Sequence[str]) -> list[bool]:
-        """See ports.devices.DeviceStore."""
-        with redis_errors("looking who is connected"):
-            found = await run_commands(
-                self._redis,
-                [
-                    ("HEXISTS", self._keys.presence(self._keys.bucket_of(identifier)), as_bytes(identifier))
-                    for identifier in identifiers
-                ],
-            )
-        return [bool(one) for one in found]
 
     async def put_device(
         self,

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -40,6 +41,7 @@ from ota_hook.state.offer_scripts import (
 )
 from ota_hook.state.offers import FAILURES, tell_command
 from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
+from ota_hook.state.presence import NODES_KEPT, NOTE_NODE, pack_connection
 from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
 from ota_hook.task import RunMove
 
@@ -54,6 +56,7 @@ _WAS_LAST: Final = 2
 _LATE_BATCH: Final = 1_000
 _LATE_S: Final = 0.2
 _IDS_RETRY_S: Final = 0.2
+_ATTACH_RETRY_S: Final = 1.0
 _SETTLING_S: Final = 0.5
 """After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
 
@@ -317,19 +320,41 @@ class HotOffers:
 class HotPresence:
     """ports.device_messages.Presence.
 
-    `patience_ms`: after so long without an ack a command is taken for one that was not delivered.
+    `patience_ms`: after so long without an ack a command is taken for one that was not delivered. Which node of the
+    broker attached is noted until Redis has it; all else may be lost.
     """
 
     def __init__(self, pipes: Pipes, keys: Keys, *, patience_ms: int = DEFAULT_PATIENCE_MS) -> None:
         self._pipes = pipes
         self._keys = keys
         self._patience_ms = patience_ms
+        self._retries: dict[str, asyncio.TimerHandle] = {}
+
+    def close(self) -> None:
+        """Try no more."""
+        for retry in self._retries.values():
+            retry.cancel()
+        self._retries.clear()
+
+    def attach(self, node: str, *, at_ms: int) -> None:
+        """See ports.device_messages.Presence."""
+        key = self._keys.broker_nodes
+
+        def look(reply: Any) -> None:  # noqa: ANN401
+            if type(reply) is Unavailable and (node in self._retries or len(self._retries) < NODES_KEPT):
+                again = partial(self.attach, node, at_ms=at_ms)
+                self._retries[node] = asyncio.get_running_loop().call_later(_ATTACH_RETRY_S, again)
+            else:
+                self._retries.pop(node, None)
+
+        if (earlier := self._retries.get(node)) is not None:
+            earlier.cancel()
+        _run_script(self._pipes.of(key), NOTE_NODE, (key,), (at_ms, as_bytes(node)), look)
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
-        """See ports.Presence."""
-        touched, arguments = come_back_call(
-            self._keys, identifier, connection, at_ms=at_ms, patience_ms=self._patience_ms
-        )
+        """See ports.device_messages.Presence."""
+        noted = pack_connection(connection, at_ms=at_ms)
+        touched, arguments = come_back_call(self._keys, identifier, noted, at_ms=at_ms, patience_ms=self._patience_ms)
 
         def tell(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):

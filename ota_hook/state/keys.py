@@ -80,7 +80,7 @@ class Keys:
         return f"{self.prefix}:{{{bucket}}}:a"
 
     def presence(self, bucket: int) -> str:
-        """Hash: identifier → the connection that it has."""
+        """Hash: identifier → the connection that it has, and since when."""
         return f"{self.prefix}:{{{bucket}}}:p"
 
     def last_write(self, bucket: int) -> str:
@@ -133,6 +133,11 @@ class Keys:
     def live_hooks(self) -> str:
         """Sorted set: hook process → when its liveness runs out (epoch ms, by Redis's clock)."""
         return f"{self.prefix}:{{c}}:live"
+
+    @property
+    def broker_nodes(self) -> str:
+        """Sorted set: node of the broker → when it began to tell of its connections (epoch ms)."""
+        return f"{self.prefix}:{{c}}:broker-nodes"
 
     @property
     def check_timer(self) -> str:

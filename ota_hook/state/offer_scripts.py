@@ -207,8 +207,9 @@ return again
 Returns run and chunk of each command that did not reach the device."""
 
 GO_AWAY: Final = Script("""
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end
-return 0
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+if not held or string.sub(held .. '\\0', 1, #ARGV[2] + 1) ~= ARGV[2] .. '\\0' then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
 """)
 """Connects and disconnects may arrive out of order: only the connection that is noted can go."""
 

@@ -117,6 +117,29 @@ async def test_devices_that_never_ask_are_upgraded_by_a_run(service: Service, br
         await asyncio.gather(living, return_exceptions=True)
 
 
+async def test_who_is_connected_is_shown_as_online(service: Service, broker_port: int, tmp_path: Path) -> None:
+    outside = Operator(service, tmp_path)
+    with service.operator() as operator:
+        prepare(operator, "shown", ["shown-1", "shown-2"])
+
+        def listed(*options: str) -> list[str]:
+            return [entry["identifier"] for entry in outside.ask("devices", "list", "--type", "shown", *options)]
+
+        def is_online() -> bool:
+            return bool(operator.get("/devices/shown-1").json()["online"])
+
+        assert sorted(await asyncio.to_thread(listed, "--offline")) == ["shown-1", "shown-2"]
+        living = asyncio.create_task(silent_fleet(broker_port, "shown", ["shown-1"]).run())
+        await asyncio.to_thread(until, is_online, seconds=30)
+        assert await asyncio.to_thread(listed, "--online") == ["shown-1"]
+        assert await asyncio.to_thread(listed, "--offline") == ["shown-2"]
+        shown = await asyncio.to_thread(outside.run, "devices", "show", "shown-1")
+        assert re.search(r"online\s+yes", shown.stdout)
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+        await asyncio.to_thread(until, lambda: not is_online(), seconds=30)
+
+
 async def test_a_run_is_watched_at_a_terminal(service: Service, broker_port: int, tmp_path: Path) -> None:
     names = ["watched-1", "watched-2"]
     outside = Operator(service, tmp_path, in_process=False)

@@ -50,6 +50,7 @@ from ota_hook.state.keys import Keys
 from ota_hook.state.notices import RedisNotices
 from ota_hook.state.offers import RedisOffers
 from ota_hook.state.overdue import RedisOverdueOffers
+from ota_hook.state.presence import RedisConnections
 from ota_hook.state.run_events import RedisRunEvents
 from ota_hook.state.runs import RedisRuns
 from ota_hook.state.stops import RedisFirmwareStops
@@ -182,7 +183,7 @@ class Deployment:
         keeper = Keeper(
             snapshots=self.catalogue,
             devices=self.devices,
-            waits_for_absent=self.knows_presence,
+            connections=RedisConnections(self.redis, self.keys) if self.knows_presence else None,
             offers=self.offers,
             runs=self.runs,
             queue=queue,

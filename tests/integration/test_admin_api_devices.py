@@ -6,6 +6,8 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -14,7 +16,9 @@ import pytest
 from admin_api.bodies import LINE_MAX_BYTES
 from ota_hook.model import OpenOffer, Outcome
 from ota_hook.ports.device_messages import Report
-from tests.integration.admin_service import Admin, checked, problem
+from ota_hook.state.hot import HotPresence
+from ota_hook.state.presence import RedisConnections
+from tests.integration.admin_service import Admin, admin_role, checked, problem
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -52,6 +56,98 @@ async def test_a_device_reads_as_it_was_created(admin: Admin) -> None:
     read = await admin.api.get("/devices/DU_1")
     assert read.json() == created.json()
     assert read.headers["etag"] == created.headers["etag"]
+
+
+@asynccontextmanager
+async def told_admin(redis_url: str, folder: Path) -> AsyncIterator[tuple[Admin, HotPresence]]:
+    """An admin role beside a hook that the broker tells who is connected."""
+    async with admin_role(redis_url, folder) as role:
+        connections = RedisConnections(role.redis, role.keys)
+        prefix = role.keys.prefix
+        async with admin_role(redis_url, folder, prefix=prefix, connections=connections) as told:
+            yield told, HotPresence(told.hook.pipes, told.keys)
+
+
+async def online_of(admin: Admin, identifier: str) -> object:
+    await admin.hook.noted()
+    return checked(await admin.api.get(f"/devices/{identifier}"), 200)["online"]
+
+
+async def test_a_device_is_online_while_the_broker_says_so(admin_redis: str, tmp_path: Path) -> None:
+    async with told_admin(admin_redis, tmp_path) as (admin, presence):
+        await admin.create_type()
+        assert (await admin.create_device("DU_1"))["online"] is False
+        presence.come("DU_1", "c\0n1\x007", at_ms=admin.context.now_ms())
+        assert await online_of(admin, "DU_1") is True
+        put = await admin.api.put("/devices/DU_1", json={"type": "DU"})
+        patched = await admin.api.patch("/devices/DU_1", json={"tags": ["trial"]})
+        assert [checked(answer, 200)["online"] for answer in (put, patched)] == [True, True]
+        etag = patched.headers["etag"]
+        presence.go("DU_1", "c\0n1\x007")
+        assert await online_of(admin, "DU_1") is False
+        # The tag is that of what is stored: nobody is told that nothing changed.
+        assert (await admin.api.get("/devices/DU_1", headers={"If-None-Match": etag})).status_code == 200
+        checked(await admin.api.patch("/devices/DU_1", json={"tags": []}, headers={"If-Match": etag}), 200)
+
+
+async def test_what_a_node_said_before_it_was_restarted_counts_only_for_who_reported_since(
+    admin_redis: str, tmp_path: Path
+) -> None:
+    async with told_admin(admin_redis, tmp_path) as (admin, presence):
+        await admin.create_type()
+        now_ms = admin.context.now_ms()
+        for name, node in (("gone", "n1"), ("there", "n1"), ("elsewhere", "n2")):
+            await admin.create_device(name)
+            presence.come(name, f"{name}\0{node}\x007", at_ms=now_ms - 60_000)
+        assert [await online_of(admin, name) for name in ("gone", "there", "elsewhere")] == [True, True, True]
+        presence.attach("n1", at_ms=now_ms)
+        assert [await online_of(admin, name) for name in ("gone", "there", "elsewhere")] == [False, False, True]
+        await report(admin, "there", "1.0", now_ms + 1)
+        assert [await online_of(admin, name) for name in ("gone", "there", "elsewhere")] == [False, True, True]
+
+
+async def test_devices_are_listed_by_whether_they_are_online(admin_redis: str, tmp_path: Path) -> None:
+    async with told_admin(admin_redis, tmp_path) as (admin, presence):
+        await admin.create_type()
+        names = [f"DU_{number:02}" for number in range(12)]
+        for name in names:
+            await admin.create_device(name)
+        for name in names[::3]:
+            presence.come(name, "c\0n1\x007", at_ms=admin.context.now_ms())
+        await admin.hook.noted()
+
+        async def listed(query: str) -> dict[str, bool]:
+            found: dict[str, bool] = {}
+            cursor = ""
+            while True:
+                page = checked(await admin.api.get(f"/devices?{query}{cursor}"), 200)
+                assert len(page["items"]) <= 2
+                found |= {device["identifier"]: device["online"] for device in page["items"]}
+                if page["next_cursor"] is None:
+                    return found
+                cursor = f"&cursor={page['next_cursor']}"
+
+        assert await listed("limit=2") == {name: name in names[::3] for name in names}
+        assert await listed("limit=2&online=true") == dict.fromkeys(names[::3], True)
+        assert await listed("limit=2&online=false&type=DU") == dict.fromkeys(set(names) - set(names[::3]), False)
+
+
+async def test_a_list_by_who_is_online_looks_through_a_bounded_number_of_others(
+    admin_redis: str, tmp_path: Path
+) -> None:
+    async with told_admin(admin_redis, tmp_path) as (admin, _):
+        await admin.create_type()
+        for number in range(12):
+            await admin.create_device(f"DU_{number}")
+        page = checked(await admin.api.get("/devices?limit=1&online=true"), 200)
+        assert page["items"] == []
+        rest = checked(await admin.api.get(f"/devices?limit=1&online=true&cursor={page['next_cursor']}"), 200)
+        assert rest == {"items": [], "next_cursor": None}
+
+
+async def test_who_is_online_can_not_be_asked_for_where_the_broker_is_not(admin: Admin) -> None:
+    refused = problem(await admin.api.get("/devices?online=true"), 422)
+    assert "OTA_HOOK_PRESENCE" in str(refused)
 
 
 @pytest.mark.parametrize("identifier", ["采集器 1", "a b&c=d?e", "x" * 128, "a:b@c", "..", "."])

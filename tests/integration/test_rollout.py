@@ -353,7 +353,7 @@ async def test_a_device_that_had_its_command_times_out_and_one_that_is_away_is_w
 ) -> None:
     here, away, asleep = await deployed.add_devices(3)
     deployed.knows_presence = True
-    HotPresence(deployed.hook.pipes, deployed.keys).come(here, "c1", at_ms=deployed.clock_ms())
+    HotPresence(deployed.hook.pipes, deployed.keys).come(here, "c1\0n1\x007", at_ms=deployed.clock_ms())
     await deployed.start_worker()
     run_id = await deployed.run_now()
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3})
@@ -367,17 +367,19 @@ async def test_a_device_that_had_its_command_times_out_and_one_that_is_away_is_w
     assert run.counters == {Outcome.TIMED_OUT: 3}
 
 
-async def test_only_the_connection_that_is_noted_can_go(deployed: Deployment) -> None:
-    (name,) = await deployed.add_devices(1)
+async def test_a_device_whose_node_of_the_broker_died_is_waited_for(deployed: Deployment) -> None:
+    here, lost = await deployed.add_devices(2)
+    deployed.knows_presence = True
     presence = HotPresence(deployed.hook.pipes, deployed.keys)
-    presence.come(name, "new", at_ms=1)
-    presence.go(name, "old")
-    presence.come("stranger", "c", at_ms=1)
-    await deployed.hook.noted()
-    assert await deployed.devices.load_presence([name, "stranger"]) == [True, False]
-    presence.go(name, "new")
-    await deployed.hook.noted()
-    assert await deployed.devices.load_presence([name]) == [False]
+    presence.come(here, "c1\0n1\x007", at_ms=deployed.clock_ms())
+    presence.come(lost, "c2\0n2\x007", at_ms=deployed.clock_ms())
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 2})
+    deployed.shift_ms = 61_000
+    presence.attach("n2", at_ms=deployed.clock_ms())
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.TIMED_OUT: 1, Outcome.OFFERED: 1})
+    assert await is_waited_for(deployed, run_id, lost)
 
 
 # ---- counters

@@ -22,6 +22,7 @@ from ota_hook.exhook.exhook_pb2 import (
     MessageDroppedRequest,
     MessagePublishRequest,
     ProviderLoadedRequest,
+    RequestMeta,
     ValuedResponse,
 )
 from ota_hook.exhook.late_reports import LateReports
@@ -120,6 +121,15 @@ async def test_the_broker_is_asked_for_our_topics_and_for_presence_where_that_is
         await hook.provider.handle("OnProviderLoaded", ProviderLoadedRequest().SerializeToString())
     )
     assert [(spec.name, list(spec.topics)) for spec in loaded.hooks] == hooks
+
+
+@pytest.mark.parametrize(("presence", "nodes"), [(True, ["emqx@n1"]), (False, [])])
+async def test_a_node_that_attaches_is_noted_where_presence_is_asked_for(*, presence: bool, nodes: list[str]) -> None:
+    hook = make_hook(make_snapshot(), presence=presence)
+    for node in ("emqx@n1", ""):
+        request = ProviderLoadedRequest(meta=RequestMeta(node=node)).SerializeToString()
+        assert LoadedResponse.FromString(await hook.provider.handle("OnProviderLoaded", request)).hooks
+    assert list(hook.presence.nodes) == nodes
 
 
 async def test_an_undecodable_load_is_still_answered() -> None:
