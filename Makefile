@@ -32,7 +32,7 @@ fuzz: build ## libFuzzer against the codec (FUZZ_RUNS=5000000)
 	@tests/fuzz/run.sh $(FUZZ_RUNS)
 
 bench: build ## the benchmarks, some fifteen minutes on an idle machine; writes benchmarks/results (benchmarks/README.md)
-	@for script in session_cost matching exhook_call check growth change_live fleet publish; do \
+	@for script in session_cost matching exhook_call check growth change_live fleet children publish push gateway; do \
 		$(BIN)/python -m benchmarks.$$script > benchmarks/results/$$script.new || { cat benchmarks/results/$$script.new; exit 1; }; \
 		mv benchmarks/results/$$script.new benchmarks/results/$$script.txt; cat benchmarks/results/$$script.txt; echo; \
 	done

@@ -21,7 +21,8 @@ from admin_api.faults import describe_fault
 from ota_hook.admission.device_types import find_type
 from ota_hook.admission.texts import check_version
 from ota_hook.errors import InputError
-from ota_hook.model import TAGS_MAX, VERSION_MAX_BYTES, DeviceState, is_direct_identifier, is_tag
+from ota_hook.identifiers import is_identifier
+from ota_hook.model import TAGS_MAX, VERSION_MAX_BYTES, DeviceState, is_tag
 from ota_hook.ports.catalogue import SnapshotSource
 from ota_hook.ports.devices import DeviceEntry
 from ota_hook.snapshot import Snapshot
@@ -104,7 +105,7 @@ class DeviceLines:
         if type(document) is not dict or not document.keys() <= _FIELDS:
             return None
         identifier, device_type = document.get("identifier"), document.get("type")
-        if type(identifier) is not str or type(device_type) is not str or not is_direct_identifier(identifier):
+        if type(identifier) is not str or type(device_type) is not str or not is_identifier(identifier):
             return None
         kept = self._catalogue.current.kept_by_type.get(device_type)
         versions, tags = document.get("versions"), document.get("tags")

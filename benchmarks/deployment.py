@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -221,22 +221,31 @@ class Hook:
 
 @contextlib.contextmanager
 def run_hook(
-    redis: OwnRedis, folder: Path, *, prefix: str, transport: str = "native", under: Sequence[str] = ()
+    redis: OwnRedis,
+    folder: Path,
+    *,
+    prefix: str,
+    transport: str = "native",
+    under: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Hook]:
-    """`ota-hook hook` on the core of what is measured. `under` is a program that runs it, as valgrind does."""
+    """`ota-hook hook` on the core of what is measured. `under` is a program that runs it, as valgrind does; `environ`
+    are more settings.
+    """
     port = free_port()
-    environ = clean_environment(
+    settings = clean_environment(
         OTA_HOOK_DATA_DIR=str(folder / "data"),
         OTA_HOOK_HOOK_LISTEN=f"127.0.0.1:{port}",
         OTA_HOOK_HOOK_TRANSPORT=transport,
         OTA_HOOK_REDIS_URL=redis.url,
         OTA_HOOK_REDIS_PREFIX=prefix,
         OTA_HOOK_PUBLIC_URL="http://ota.example.com",
+        **(environ or {}),
     )
     command = on_core(SERVER_CORE, [*under, sys.executable, "-m", "ota_hook", "hook"])
     log_path = folder / f"hook-{port}.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)  # noqa: S603
+        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log)  # noqa: S603
     try:
         try:
             wait_for_port(port, process, seconds=_START_S * (10 if under else 1))

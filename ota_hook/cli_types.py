@@ -100,6 +100,22 @@ def put_type(
             show_default=False,
         ),
     ] = None,
+    children_register: Annotated[
+        bool | None,
+        typer.Option(
+            "--children-register/--no-children-register",
+            help="Register a child where its gateway says that it is of this type [yes].",
+            show_default=False,
+        ),
+    ] = None,
+    responses: Annotated[
+        bool | None,
+        typer.Option(
+            "--responses/--no-responses",
+            help="Tell its devices, and its gateways, that each message was received, or refused [no].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Create a device type, or change what is given of one that exists and leave the rest of it.
 
@@ -114,6 +130,8 @@ def put_type(
         "version_attributes": version_attribute or None,
         "command_extras": ([] if extra == [""] else extra) if extra else None,
         "auto_register": auto_register,
+        "children_register": children_register,
+        "responses_enabled": responses,
     }
     fields = {field: value for field, value in given.items() if value is not None}
     document, done = put_or_change(session.api, session.path("device-types", key), fields, fields)

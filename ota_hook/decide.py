@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from ota_hook._matcher import Explanation
 from ota_hook._versions import version_key
+from ota_hook.messages import ChunkRequest
 from ota_hook.model import DEFAULT_MODULE, DeviceState, DeviceType, Firmware, OpenOffer, Outcome, Rule
 from ota_hook.snapshot import Snapshot
 
@@ -49,6 +50,15 @@ class CountAttempt(NamedTuple):
     """Count that the device tried an open offer in vain: it came back with its old version."""
 
     offer: OpenOffer
+
+
+class ServeChunk(NamedTuple):
+    """Send so many bytes of the firmware from `offset` on, of an open offer."""
+
+    firmware: Firmware
+    offer: OpenOffer
+    offset: int
+    size_bytes: int
 
 
 ATTEMPTS_EXHAUSTED: Final = "attempts_exhausted"
@@ -171,6 +181,24 @@ def decide_report(
         elif offer.has_tried:
             decisions.append(CountAttempt(offer))
     return tuple(decisions)
+
+
+def decide_chunk(device: DeviceState | None, request: ChunkRequest, snapshot: Snapshot) -> ServeChunk | StaySilent:
+    """A piece of the firmware that the device was offered last for the module, if that is the version it asks for.
+
+    `device` comes with its open offers. What is out of force meanwhile, or ends before the offset, is not served.
+    """
+    if device is None:
+        return StaySilent("unknown_device")
+    offers = (offer for offer in device.open_offers if offer.module == request.module)
+    offer = next((offer for offer in offers if offer.version == request.version), None)
+    firmware = snapshot.firmware.get(offer.firmware_id) if offer is not None else None
+    if offer is None or firmware is None or firmware.deleted_at_ms is not None or not firmware.enabled:
+        return StaySilent("not_offered")
+    size_bytes = min(request.size_bytes, firmware.package.size_bytes - request.offset)
+    if size_bytes <= 0:
+        return StaySilent("past_the_end")
+    return ServeChunk(firmware, offer, request.offset, size_bytes)
 
 
 def _same_version(device_type: DeviceType, one: str, other: str) -> bool:

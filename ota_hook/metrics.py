@@ -23,6 +23,10 @@ _COUNTERS: Final = {
     "checks": ("result", "Checks by what came of them: offer, no_version, none_newer, or why the hook stayed silent."),
     "reports": ("result", "Attribute reports by what became of them."),
     "bad_messages": ("reason", "Device messages, or single values in them, that could not be used."),
+    "chunks": ("result", "Pieces of firmware that were asked for over MQTT, by what came of it."),
+    "children": ("result", "What gateways said of children that come and go, by what became of it."),
+    "questions": ("result", "Questions for stored attributes by what came of them."),
+    "responses": ("result", "Responses to messages, where a device type has them: received, refused."),
     "settled_offers": ("outcome", "Offers that got an outcome."),
     "unanswered": ("reason", "Publishes answered with IGNORE because we could not do better in time."),
 }
@@ -39,6 +43,10 @@ class HookMetrics:
         self.checks: Tally = defaultdict(int)
         self.reports: Tally = defaultdict(int)
         self.bad_messages: Tally = defaultdict(int)
+        self.children: Tally = defaultdict(int)
+        self.chunks: Tally = defaultdict(int)
+        self.questions: Tally = defaultdict(int)
+        self.responses: Tally = defaultdict(int)
         self.settled_offers: Tally = defaultdict(int)
         self.unanswered: Tally = defaultdict(int)
         self._answers = [0] * (len(_BUCKETS_S) + 1)

@@ -12,7 +12,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
-IDENTIFIER_MAX_BYTES: Final = 128
 VERSION_MAX_BYTES: Final = 128
 TAG_MAX_BYTES: Final = 64
 TAGS_MAX: Final = 32
@@ -26,18 +25,7 @@ COMMAND_ID_LIMIT: Final = 2**53
 OFFER_COMMAND_IDS: Final = 4
 """Of an offer that was repeated, so many command ids are accepted in replies, the newest."""
 
-_IDENTIFIER: Final = re.compile(r"[^/+#%\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 _TAG: Final = re.compile(r'[^\s,;"\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}')
-_ALWAYS_SHORT: Final = IDENTIFIER_MAX_BYTES // 4
-"""So many characters fit, whatever they are."""
-
-
-def is_direct_identifier(text: str) -> bool:
-    """Whether `text` can identify a direct device: 1 to 128 bytes of UTF-8 without `/ + # %` and control characters."""
-    # Surrogates: JSON can spell a lone one, which UTF-8 can't hold.
-    return _IDENTIFIER.fullmatch(text) is not None and (
-        len(text) <= _ALWAYS_SHORT or len(text.encode()) <= IDENTIFIER_MAX_BYTES
-    )
 
 
 def is_tag(text: str) -> bool:
@@ -52,6 +40,33 @@ class VersionScheme(StrEnum):
     SEMVER = "semver"
     PEP440 = "pep440"
     DEBIAN = "debian"
+
+
+class Family(StrEnum):
+    """Whose messages a topic carries: a direct device's, or those of a gateway's children, on one level or many.
+
+    The value is what the names of its topics begin with.
+    """
+
+    DIRECT = ""
+    GATEWAY = "gateway_"
+    SUB = "sub_"
+
+
+class ChildForm(NamedTuple):
+    """How a gateway spoke of a child last, and is spoken to."""
+
+    family: Family
+    as_list: bool
+
+    @classmethod
+    def default(cls, depth: int) -> ChildForm:
+        """How a gateway is spoken to that said nothing yet of a child behind so many addresses."""
+        return cls(Family.GATEWAY, as_list=False) if depth == 1 else cls(Family.SUB, as_list=True)
+
+    def unless_default(self, depth: int) -> ChildForm | None:
+        """What is worth remembering of it."""
+        return None if self == ChildForm.default(depth) else self
 
 
 class DocumentKind(StrEnum):
@@ -301,7 +316,9 @@ class Attempts:
 class DeviceState(NamedTuple):
     """What Redis knows of one device. `tags` are sorted and distinct.
 
-    `exhausted` names the firmware that it tried too often and is not offered any more.
+    `exhausted` names the firmware that it tried too often and is not offered any more. `form` is how its gateway spoke
+    of it last, None where that is what pushes begin with: `gateway_*` and a text for one address, `sub_*` and a list
+    for more.
     """
 
     identifier: str
@@ -310,3 +327,4 @@ class DeviceState(NamedTuple):
     open_offers: tuple[OpenOffer, ...] = ()
     tags: tuple[str, ...] = ()
     exhausted: tuple[str, ...] = ()
+    form: ChildForm | None = None

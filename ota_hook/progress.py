@@ -7,9 +7,9 @@ that the device reports is its only proof. Nothing a device sends raises anythin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from ota_hook.dialect import BadMessage, parse_object
+from ota_hook.messages import BadMessage
 from ota_hook.model import COMMAND_ID_LIMIT, Outcome
 
 PROGRESS_EVENT: Final = "otaProgress"
@@ -69,9 +69,8 @@ class Said(NamedTuple):
     code: str
 
 
-def read_reply(payload: bytes) -> Said | None:
-    """The result in a reply to a command; None where it carries none. WIRE: 0 is success, anything else a failure."""
-    document = parse_object(payload)
+def read_reply(document: Mapping[str, Any]) -> Said | None:
+    """The result in a reply to a command; None where it carries none: 0 is success, anything else a failure."""
     command_id = _command_id(document.get("id"))
     params = document.get("params")
     if not isinstance(params, dict) or "ota_result" not in params:
@@ -82,9 +81,8 @@ def read_reply(payload: bytes) -> Said | None:
     return Said(command_id, _module(params.get("module")), *_result(result))
 
 
-def read_progress(payload: bytes) -> Said:
+def read_progress(document: Mapping[str, Any]) -> Said:
     """The progress in an `otaProgress` event: `step` 0 to 100, or a `state`, or a `code` that says what went wrong."""
-    document = parse_object(payload)
     params = document.get("params")
     if not isinstance(params, dict):
         raise BadMessage("bad_progress")
@@ -102,12 +100,8 @@ def read_progress(payload: bytes) -> Said:
     return Said(command_id, module, Outcome.DOWNLOADED if percent >= _DONE else Outcome.DOWNLOADING, "")
 
 
-def read_command(payload: bytes) -> int | None:
+def read_command(document: Mapping[str, Any]) -> int | None:
     """The id in a command of ours, as the broker shows it when it was delivered or dropped; None for no offer."""
-    try:
-        document = parse_object(payload)
-    except BadMessage:
-        return None
     params = document.get("params")
     is_offer = isinstance(params, dict) and params.get("upgrade") is True
     return _command_id(document.get("id")) if is_offer else None

@@ -155,6 +155,25 @@ class Settings(BaseModel):
         description="Ask the broker who connects and disconnects: pushes then wait for devices that are away, and"
         " `online` is known (docs/fleet.md). Costs each connect and disconnect a call.",
     )
+    report_interval_ms: int = Field(
+        default=0,
+        ge=0,
+        le=3_600_000,
+        description="A device that reports again sooner than so many ms after its last report is refused, and told so"
+        " where its type has responses; 0 refuses nobody.",
+    )
+    chunk_cache_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Of packages, each hook process keeps so many bytes in memory for devices that take firmware over"
+        " MQTT (`otaChunk`).",
+    )
+    children_max: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="So many children may a gateway have; one more is not registered by its word.",
+    )
     attempts_max: int = Field(
         default=10,
         ge=1,

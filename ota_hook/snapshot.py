@@ -45,7 +45,8 @@ class Snapshot:
     """Documents by key, and what checks look up. `firmware` holds tombstones too; no index does.
 
     `revision` is the catalogue's, 0 for the empty one. `device_lists` holds the members of every list that a living
-    firmware names. `refused` is what was stored last under its kind and key and can't be used.
+    firmware names. `refused` is what was stored last under its kind and key and can't be used. `responds`: some type
+    has its messages responded to.
     """
 
     revision: int = 0
@@ -57,6 +58,7 @@ class Snapshot:
     kept_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept_attributes: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
+    responds: bool = False
     _rules: Mapping[_Scope, tuple[Rule, ...]] = field(default_factory=dict)
     _indices: Mapping[_Scope, FirmwareIndex] = field(default_factory=dict)
 
@@ -157,6 +159,7 @@ class _Draft:
             kept_by_type=kept_by_type,
             kept_attributes=frozenset().union(*kept_by_type.values()),
             events=frozenset(event for _, event in rules),
+            responds=any(device_type.responses_enabled for device_type in self.types.values()),
             _rules=rules,
             _indices=self._index_firmware(),
         )

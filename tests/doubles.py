@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ota_hook._device_set import DeviceSet
 from ota_hook.errors import DependencyError
+from ota_hook.identifiers import path_of
 from ota_hook.model import (
     CatalogueChange,
+    ChildForm,
     DeviceState,
     DeviceType,
     DocumentKind,
@@ -21,7 +24,17 @@ from ota_hook.model import (
     SettledOffer,
 )
 from ota_hook.ports.commands import Message
-from ota_hook.ports.device_messages import DeviceDone, Report
+from ota_hook.ports.device_messages import (
+    ChildCame,
+    ChildDone,
+    ChildrenDone,
+    ChildrenReported,
+    ChildrenStored,
+    DeviceDone,
+    LoadedChildren,
+    Report,
+    StoredChildren,
+)
 from ota_hook.progress import Said
 from ota_hook.snapshot import Snapshot
 
@@ -94,6 +107,70 @@ class MemoryDevices:
         self.devices[report.device] = device._replace(versions=merged)
         done(self.devices[report.device])
 
+    def load_offered(self, identifier: str, done: DeviceDone) -> None:
+        done(AWAY if self.failing else self.devices.get(identifier))
+
+
+@dataclass
+class MemoryChildren:
+    """ChildStates beside MemoryDevices. `round_trips` counts what a Redis would be asked."""
+
+    devices: MemoryDevices
+    children_max: int = 1_000
+    round_trips: int = 0
+    came: list[str] = field(default_factory=list)
+
+    def load_children(self, gateway: str, identifiers: Sequence[str], done: ChildrenDone) -> None:
+        self.round_trips += 1
+        found = tuple(self.devices.devices.get(identifier) for identifier in identifiers)
+        done(AWAY if self.devices.failing else LoadedChildren(self.devices.devices.get(gateway), found))
+
+    def store_children(
+        self, report: ChildrenReported, kept_by_type: Mapping[str, frozenset[str]], done: ChildrenStored
+    ) -> None:
+        self.round_trips += 1
+        if self.devices.failing:
+            done(AWAY)
+            return
+        gateway = self.devices.devices.get(report.gateway)
+        if gateway is None or report.topic_type not in (None, gateway.device_type):
+            done(StoredChildren(None))
+            return
+        after: list[DeviceState] = []
+        for identifier, versions in report.versions.items():
+            one = Report(device=identifier, versions=versions, reported_at_ms=report.reported_at_ms)
+            if identifier in self.devices.devices:
+                self.devices.store_report(one, kept_by_type, lambda _: None)
+                self.note_form(identifier, report.forms[identifier])
+                after.append(self.devices.devices[identifier])
+        offered = tuple(device for device in after if device.open_offers)
+        done(StoredChildren(gateway, len(after), len(report.versions) - len(after), offered))
+
+    def child_came(
+        self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
+    ) -> None:
+        self.round_trips += 1
+        done(AWAY if self.devices.failing else self._came(gateway, identifier, product))
+
+    def _came(self, gateway: str, identifier: str, product: str | None) -> ChildCame:
+        devices = self.devices.devices
+        if gateway not in devices:
+            return ChildCame.UNKNOWN_GATEWAY
+        known = devices.get(identifier)
+        if known is not None:
+            self.came.append(identifier)
+            return ChildCame.KNOWN if product in (None, known.device_type) else ChildCame.TYPE_DIFFERS
+        if product is None:
+            return ChildCame.UNKNOWN_DEVICE
+        if sum(other.startswith(f"{gateway}/") for other in devices) >= self.children_max:
+            return ChildCame.TOO_MANY
+        devices[identifier] = DeviceState(identifier=identifier, device_type=product)
+        return ChildCame.REGISTERED
+
+    def note_form(self, identifier: str, form: ChildForm) -> None:
+        device = self.devices.devices[identifier]
+        self.devices.devices[identifier] = device._replace(form=form.unless_default(len(path_of(identifier))))
+
 
 @dataclass
 class MemoryPresence:
@@ -147,6 +224,21 @@ class MemoryOffers:
         self.settled.append(
             (identifier, SettledOffer(offer=offer, outcome=outcome, settled_at_ms=settled_at_ms, code=code))
         )
+
+
+@dataclass
+class MemoryBlocks:
+    """PackageBlocks of packages by firmware id. `failing` raises as a store that is away."""
+
+    packages: dict[str, bytes] = field(default_factory=dict)
+    failing: bool = False
+    delay_s: float = 0.0
+
+    async def read(self, firmware: Firmware, offset: int, size_bytes: int) -> bytes:
+        await asyncio.sleep(self.delay_s)
+        if self.failing:
+            raise AWAY
+        return self.packages[firmware.id][offset : offset + size_bytes]
 
 
 @dataclass

@@ -33,7 +33,6 @@ Extra = Annotated[
     Literal["sha256", "crc32"], BeforeValidator(_not_available("`signature` in commands is", ["signature"]))
 ]
 Scheme = Literal["auto", "semver", "pep440", "debian"]
-ResponsesEnabled = Annotated[bool, BeforeValidator(_not_available("Responses to devices are", [True]))]
 
 
 class DeviceTypeFields(Document):
@@ -46,7 +45,7 @@ class DeviceTypeFields(Document):
     version_scheme: Scheme = "auto"
     version_attributes: Attributes = Field(default=[DEFAULT_VERSION_ATTRIBUTE])
     command_extras: Annotated[list[Extra], checked_by(check_distinct)] = Field(default=[])
-    responses_enabled: ResponsesEnabled = False
+    responses_enabled: bool = False
     auto_register: bool = False
     children_register: bool = True
 

@@ -14,7 +14,7 @@ from admin_api.context import AdminContext, Context
 from admin_api.documents.attempts import AttemptsOut
 from admin_api.pagination import Page, PageQuery
 from ota_hook.errors import InputError, NotFound
-from ota_hook.model import is_direct_identifier
+from ota_hook.identifiers import is_identifier
 
 router = APIRouter(prefix="/attempts", tags=["devices"], route_class=JsonRoute)
 
@@ -75,7 +75,7 @@ async def reset_attempts(context: Context, query: Annotated[ResetQuery, Query()]
 
 
 async def _require_device(context: AdminContext, identifier: str) -> None:
-    if not is_direct_identifier(identifier) or await context.devices.load_device(identifier) is None:
+    if not is_identifier(identifier) or await context.devices.load_device(identifier) is None:
         raise NotFound(f"There is no device {identifier[:160]!r}.")
 
 

@@ -16,7 +16,8 @@ from admin_api.documents.fields import Key
 from admin_api.firmware_views import FirmwareViews
 from ota_hook.check_report import FirmwareReport, explain_check
 from ota_hook.errors import NotFound
-from ota_hook.model import DEFAULT_MODULE, DeviceState, Firmware, is_direct_identifier
+from ota_hook.identifiers import is_identifier
+from ota_hook.model import DEFAULT_MODULE, DeviceState, Firmware
 from ota_hook.snapshot import Snapshot
 
 router = APIRouter(tags=["check"], route_class=JsonRoute)
@@ -37,7 +38,7 @@ class CheckQuery(BaseModel):
     responses=documented(CheckOut, 200) | problems(404, 409),
 )
 async def check_device(context: Context, request: Request, query: Annotated[CheckQuery, Query()]) -> Response:
-    device = await context.devices.load_device(query.device) if is_direct_identifier(query.device) else None
+    device = await context.devices.load_device(query.device) if is_identifier(query.device) else None
     if device is None:
         raise NotFound(f"There is no device {query.device[:160]!r}.")
     views: FirmwareViews = request.app.state.firmware_views

@@ -26,7 +26,8 @@ from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
 from ota_hook.admission.texts import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.model import DeviceState, is_direct_identifier
+from ota_hook.identifiers import is_identifier
+from ota_hook.model import DeviceState
 from ota_hook.ports.devices import StoredDevice
 from ota_hook.presence import is_online
 
@@ -71,7 +72,7 @@ class ExportQuery(BaseModel):
 
 
 async def _load(context: AdminContext, identifier: str) -> StoredDevice:
-    device = await context.devices.load_stored(identifier) if is_direct_identifier(identifier) else None
+    device = await context.devices.load_stored(identifier) if is_identifier(identifier) else None
     if device is None:
         raise _not_there(identifier)
     return device
@@ -220,7 +221,7 @@ async def patch_device(
     responses=documented(None, 204) | problems(404, 412),
 )
 async def delete_device(context: Context, identifier: str, conditions: Conditions) -> Response:
-    if not is_direct_identifier(identifier) or not await context.devices.delete_device(
+    if not is_identifier(identifier) or not await context.devices.delete_device(
         identifier, expected=conditions.expect_device()
     ):
         raise _not_there(identifier)

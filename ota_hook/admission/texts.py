@@ -11,7 +11,8 @@ from typing import Final
 
 from ota_hook._versions import version_key
 from ota_hook.errors import InputError
-from ota_hook.model import TAG_MAX_BYTES, VERSION_MAX_BYTES, VersionScheme, is_direct_identifier, is_tag
+from ota_hook.identifiers import ADDRESS_MAX_BYTES, CHILD_MAX_BYTES, DEPTH_MAX, is_identifier
+from ota_hook.model import TAG_MAX_BYTES, VERSION_MAX_BYTES, VersionScheme, is_tag
 
 NAME_MAX_CHARS: Final = 128
 EVENT_MAX_CHARS: Final = 128
@@ -83,11 +84,15 @@ def key_in_scheme(scheme: VersionScheme, text: str, *, of: str = "") -> bytes:
 
 
 def check_identifier(text: str) -> str:
-    """A direct device's identifier."""
-    if is_direct_identifier(text):
+    """The identifier of a direct device, or of a gateway's child."""
+    if is_identifier(text):
         return text
     if "/" in text:
-        raise InputError(f"{shown(text)} names a gateway's child; children are not available yet.")
+        raise InputError(
+            f"{shown(text)} is no child's identifier: GATEWAY/ADDRESS, with up to {DEPTH_MAX} addresses of 1 to"
+            f" {ADDRESS_MAX_BYTES} bytes without control characters, in each `/` written %2F and `%` written %25,"
+            f" {CHILD_MAX_BYTES} bytes in all at most."
+        )
     raise InputError(f"{shown(text)} is no identifier: 1 to 128 bytes without / + # % and control characters.")
 
 

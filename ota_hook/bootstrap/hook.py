@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,13 +19,17 @@ from ota_hook.bootstrap.process import background, serve_metrics
 from ota_hook.bootstrap.sockets import address_of
 from ota_hook.bootstrap.state import State
 from ota_hook.errors import ConfigurationError, DependencyError
+from ota_hook.exhook.context import HookContext, HookOptions
 from ota_hook.exhook.listener import Listener, bind_tcp
-from ota_hook.exhook.provider import HookOptions, HookProvider
+from ota_hook.exhook.provider import HookProvider
 from ota_hook.exhook.workers import WorkerPool
+from ota_hook.packages.blocks import BlockSource, CachedBlocks
+from ota_hook.packages.urls import package_url
 from ota_hook.ports.commands import Publisher
 from ota_hook.settings import Listen, Settings
 from ota_hook.state.heartbeat import Heartbeat
 from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers, HotPresence
+from ota_hook.state.hot_children import HotChildren
 from ota_hook.state.pipes import PipeSet
 
 if TYPE_CHECKING:
@@ -50,23 +55,35 @@ async def run_hook(settings: Settings, state: State, publisher: Publisher | None
         state.metrics.add_gauge("offers_not_noted", "Offers whose bookkeeping was lost.", lambda: offers.lost)
         presence = HotPresence(pipes, state.keys)
         stack.callback(presence.close)
+        source = BlockSource(
+            settings.data_dir / "packages",
+            partial(package_url, http_base=settings.effective_public_url, https_base=settings.public_url_https),
+        )
+        stack.push_async_callback(source.close)
+        blocks = CachedBlocks(source.load, cache_bytes=settings.chunk_cache_bytes)
+        stack.push_async_callback(blocks.close)
         provider = HookProvider(
-            HookOptions(
-                dialect=settings.dialect,
-                identity=settings.identity,
-                reply=settings.reply,
-                payload_bytes=settings.hook_payload_bytes,
-                presence=settings.presence,
-                http_base=settings.effective_public_url,
-                https_base=settings.public_url_https,
-            ),
-            snapshots=state.catalogue,
-            devices=HotDevices(pipes, state.keys),
-            offers=offers,
-            presence=presence,
-            command_ids=command_ids,
-            publisher=publisher,
-            metrics=state.metrics,
+            HookContext(
+                options=HookOptions(
+                    dialect=settings.dialect,
+                    identity=settings.identity,
+                    reply=settings.reply,
+                    payload_bytes=settings.hook_payload_bytes,
+                    presence=settings.presence,
+                    report_interval_ms=settings.report_interval_ms,
+                    http_base=settings.effective_public_url,
+                    https_base=settings.public_url_https,
+                ),
+                snapshots=state.catalogue,
+                devices=HotDevices(pipes, state.keys),
+                children=HotChildren(pipes, state.keys, children_max=settings.children_max),
+                offers=offers,
+                presence=presence,
+                blocks=blocks,
+                command_ids=command_ids,
+                publisher=publisher,
+                metrics=state.metrics,
+            )
         )
         stack.push_async_callback(provider.close)
         listener = _make_listener(settings, provider)

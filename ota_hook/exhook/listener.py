@@ -16,7 +16,8 @@ import structlog
 
 from ota_hook.errors import ConfigurationError
 from ota_hook.exhook._session import Call, Session
-from ota_hook.exhook.provider import METHODS, PACKAGES, SERVICE, Respond
+from ota_hook.exhook.context import Respond
+from ota_hook.exhook.provider import METHODS, PACKAGES, SERVICE
 
 CONNECTIONS_MAX: Final = 8_192
 """Connections of one worker; a broker node opens its pool size. More are closed as they come."""

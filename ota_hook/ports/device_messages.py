@@ -5,12 +5,13 @@ Owns the calls that stand between a device's message and its answer. Must not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
 from ota_hook.errors import DependencyError
-from ota_hook.model import DeviceState, OpenOffer, Outcome
+from ota_hook.model import ChildForm, DeviceState, OpenOffer, Outcome
 from ota_hook.progress import Said
 
 
@@ -28,6 +29,54 @@ class Report:
     register: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildrenReported:
+    """What a gateway reported of its children: by identifier their usable versions. The rest is as in `Report`.
+
+    `forms` says how each was spoken of; `topic_type` is the gateway's, where its topic names one.
+    """
+
+    gateway: str
+    versions: Mapping[str, Mapping[str, str]]
+    forms: Mapping[str, ChildForm]
+    reported_at_ms: int
+    topic_type: str | None = None
+
+
+class StoredChildren(NamedTuple):
+    """What became of such a report. `gateway` None: it is not registered, or under another type: nothing is kept.
+
+    `offered` are the states after the report of the children that have open offers, with these.
+    """
+
+    gateway: DeviceState | None
+    stored: int = 0
+    unknown: int = 0
+    offered: tuple[DeviceState, ...] = ()
+
+
+class LoadedChildren(NamedTuple):
+    """A gateway, None where it is not registered, and the children that were asked for, in their order."""
+
+    gateway: DeviceState | None
+    children: tuple[DeviceState | None, ...]
+
+
+class ChildCame(StrEnum):
+    """What became of a gateway's word that a child is there."""
+
+    REGISTERED = "registered"
+    KNOWN = "known"
+    UNKNOWN_GATEWAY = "unknown_gateway"
+    UNKNOWN_DEVICE = "unknown_device"
+    TYPE_DIFFERS = "type_differs"
+    TOO_MANY = "too_many"
+
+
+ChildrenDone = Callable[["LoadedChildren | DependencyError"], None]
+ChildrenStored = Callable[["StoredChildren | DependencyError"], None]
+ChildDone = Callable[["ChildCame | DependencyError"], None]
+
 DeviceDone = Callable[["DeviceState | DependencyError | None"], None]
 """Gets the device, None where it is not registered, or the error where Redis did not answer within the budget."""
 
@@ -39,6 +88,10 @@ class DeviceStates(Protocol):
         """Find the device, without its open offers."""
         ...
 
+    def load_offered(self, identifier: str, done: DeviceDone) -> None:
+        """Find the device with its open offers."""
+        ...
+
     def store_report(self, report: Report, kept_by_type: Mapping[str, frozenset[str]], done: DeviceDone) -> None:
         """Keep each version that the device's type keeps and that is not older than what is stored, atomically.
 
@@ -46,6 +99,40 @@ class DeviceStates(Protocol):
         is left alone, as if it were unknown. A report that changes nothing writes nothing. `done` gets the state after
         the report with the device's open offers.
         """
+        ...
+
+
+class ChildStates(Protocol):
+    """What the hook asks of gateways and their children, in one round trip each. As for DeviceStates nothing waits:
+    `done` is called once, within the answer budget.
+    """
+
+    def load_children(self, gateway: str, identifiers: Sequence[str], done: ChildrenDone) -> None:
+        """Find the gateway and these children of it, without their open offers."""
+        ...
+
+    def store_children(
+        self, report: ChildrenReported, kept_by_type: Mapping[str, frozenset[str]], done: ChildrenStored
+    ) -> None:
+        """Keep what DeviceStates.store_report would keep of each child, and how it was spoken of.
+
+        A gateway that is not registered, or not under `topic_type`, speaks for nobody: then nothing is kept. Children
+        that are not registered are left out.
+        """
+        ...
+
+    def child_came(
+        self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
+    ) -> None:
+        """A gateway says that a child is there; with `product`, a known device type's key, it is registered under it.
+
+        A child under another type is left alone, and so is one more than a gateway may have. One that is there has come
+        back, as Presence.come says of a device; its gateway's presence stays what it was.
+        """
+        ...
+
+    def note_form(self, identifier: str, form: ChildForm) -> None:
+        """Remember how the child was spoken of last, for pushes. A note that may be lost."""
         ...
 
 
@@ -83,7 +170,10 @@ class Presence(Protocol):
     """Who is connected. Nothing waits; a note may be lost. `connection` names one connection of the device."""
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
-        """The device is connected; the runs whose command did not reach it are told. Unknown devices are not noted."""
+        """The device is connected; the runs whose command did not reach it are told, or its children.
+
+        Unknown devices are not noted.
+        """
         ...
 
     def attach(self, node: str, *, at_ms: int) -> None:

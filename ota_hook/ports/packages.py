@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ota_hook.model import Package
+from ota_hook.model import Firmware, Package
 
 
 class IncomingPackage(Protocol):
@@ -35,6 +35,14 @@ class PackageReader(Protocol):
     async def read(self, offset: int, size_bytes: int) -> bytes: ...
 
     async def close(self) -> None: ...
+
+
+class PackageBlocks(Protocol):
+    """Pieces of packages, quickly."""
+
+    async def read(self, firmware: Firmware, offset: int, size_bytes: int) -> bytes:
+        """The bytes from `offset` on, fewer at the package's end. DependencyError where they can't be had."""
+        ...
 
 
 class PackageStore(Protocol):

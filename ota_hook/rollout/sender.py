@@ -7,15 +7,18 @@ sends the same id again, and only to those. Nothing is sent to a device that has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 import structlog
 
-from ota_hook.decide import OfferUpdate, decide_push, open_offer, push_rule
-from ota_hook.dialect import BadMessage, Dialect, upgrade_command
-from ota_hook.model import DeviceState, OpenOffer, Outcome
+from ota_hook.child_messages import ChildName, child_command
+from ota_hook.decide import OfferUpdate, StaySilent, decide_push, open_offer, push_rule
+from ota_hook.dialect import Dialect
+from ota_hook.identifiers import gateway_of, path_of
+from ota_hook.messages import BadMessage, upgrade_command
+from ota_hook.model import ChildForm, DeviceState, OpenOffer, Outcome
 from ota_hook.packages.urls import package_url
 from ota_hook.ports.catalogue import SnapshotSource
 from ota_hook.ports.commands import CommandIdBlocks, Message, Publisher
@@ -48,6 +51,13 @@ class _Command(NamedTuple):
     topic: str
     payload: bytes
     offer: OpenOffer
+
+
+class _Reached(NamedTuple):
+    """A device, and the type of the one that its commands go to: itself, or its gateway."""
+
+    state: DeviceState
+    speaking_type: str
 
 
 class Sender:
@@ -128,10 +138,11 @@ class Sender:
     async def _send(self, head: RunHead, chunk: int, devices: Sequence[RunDevice]) -> list[RunDevice]:
         """What became of each."""
         states = await self._devices.load_devices([device.identifier for device in devices])
+        gateway_types = await self._load_gateway_types(devices)
         commands: list[tuple[RunDevice, _Command]] = []
         done: list[RunDevice] = []
         for device, state in zip(devices, states, strict=True):
-            prepared = self._prepare(head, chunk, device, state)
+            prepared = self._prepare(head, chunk, device, _reach(state, gateway_types))
             if isinstance(prepared, _Command):
                 commands.append((device, prepared))
             else:
@@ -145,31 +156,54 @@ class Sender:
         ]
         return done + await self._publish(head, sending)
 
-    def _prepare(self, head: RunHead, chunk: int, device: RunDevice, state: DeviceState | None) -> _Command | RunDevice:
+    async def _load_gateway_types(self, devices: Sequence[RunDevice]) -> dict[str, str]:
+        """The device type of each registered gateway of the children among them."""
+        gateways = sorted({gateway_of(device.identifier) for device in devices if path_of(device.identifier)})
+        states = await self._devices.load_devices(gateways) if gateways else []
+        return {state.identifier: state.device_type for state in states if state is not None}
+
+    def _prepare(
+        self, head: RunHead, chunk: int, device: RunDevice, reached: _Reached | StaySilent
+    ) -> _Command | RunDevice:
         """The command as a check would be answered now; else the device's outcome."""
-        task, snapshot = head.task, self._snapshots.current
-        rule = None if state is None else push_rule(snapshot, state.device_type, task.version_attribute, task.module)
-        if rule is None:
-            reason = "unknown_device" if state is None else "no_rule"
-            return device._replace(outcome=Outcome.SKIPPED, code=reason)
-        decision = decide_push(state, rule, snapshot)
-        if not isinstance(decision, OfferUpdate):
-            if state is not None and any(offer.run_id == head.id for offer in state.open_offers):
+        if isinstance(reached, StaySilent):
+            return device._replace(outcome=Outcome.SKIPPED, code=reached.reason)
+        state = reached.state
+        decision = self._decide(head, state)
+        if isinstance(decision, StaySilent):
+            if decision.reason != "no_rule" and any(offer.run_id == head.id for offer in state.open_offers):
                 return device._replace(outcome=Outcome.OFFERED)  # an earlier worker may have sent it: time will tell
             return device._replace(outcome=Outcome.SKIPPED, code=decision.reason)
         firmware, options = decision.firmware, self._options
         url = package_url(firmware, http_base=options.http_base, https_base=options.https_base)
         if url is None:
             return device._replace(outcome=Outcome.FAILED, code="no_https_base")
-        try:
-            topic = options.dialect.push_topic(device.identifier, decision.device_type.key, identity=options.identity)
-        except BadMessage as exc:
-            return device._replace(outcome=Outcome.FAILED, code=exc.reason)
-        payload = upgrade_command(
+        command = upgrade_command(
             firmware, url=url, command_id=device.command_id, extras=decision.device_type.command_extras
         )
+        try:
+            topic, payload = self._address(reached, command, device.command_id)
+        except BadMessage as exc:
+            return device._replace(outcome=Outcome.FAILED, code=exc.reason)
         offer = open_offer(decision, device.command_id, offered_at_ms=self._clock_ms())
         return _Command(topic, payload, replace(offer, run_id=head.id, chunk=chunk))
+
+    def _decide(self, head: RunHead, state: DeviceState) -> OfferUpdate | StaySilent:
+        task, snapshot = head.task, self._snapshots.current
+        rule = push_rule(snapshot, state.device_type, task.version_attribute, task.module)
+        return StaySilent("no_rule") if rule is None else decide_push(state, rule, snapshot)
+
+    def _address(self, reached: _Reached, command: bytes, command_id: int) -> tuple[str, bytes]:
+        """Where the command goes, and what its gateway gets instead where it is a child's."""
+        push_topic, identity = self._options.dialect.push_topic, self._options.identity
+        state, speaking_type = reached
+        path = path_of(state.identifier)
+        if not path:
+            return push_topic(state.identifier, speaking_type, identity=identity), command
+        form = state.form or ChildForm.default(len(path))
+        topic = push_topic(gateway_of(state.identifier), speaking_type, identity=identity, family=form.family)
+        child = ChildName(path, form.as_list or len(path) > 1)
+        return topic, child_command(child, command, command_id=command_id)
 
     async def _publish(self, head: RunHead, commands: Sequence[tuple[RunDevice, _Command]]) -> list[RunDevice]:
         messages = [Message(command.topic, command.payload, 1) for _, command in commands]
@@ -186,3 +220,11 @@ class Sender:
             )
             for (device, command), problem in zip(commands, results, strict=True)
         ]
+
+
+def _reach(state: DeviceState | None, gateway_types: Mapping[str, str]) -> _Reached | StaySilent:
+    if state is None:
+        return StaySilent("unknown_device")
+    speaking = gateway_of(state.identifier)
+    speaking_type = state.device_type if speaking == state.identifier else gateway_types.get(speaking)
+    return StaySilent("unknown_gateway") if speaking_type is None else _Reached(state, speaking_type)

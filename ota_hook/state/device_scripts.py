@@ -1,10 +1,10 @@
 """The Lua scripts that read and write devices; devices.py, device_import.py and hot.py say what runs when.
 
 A device's state is packed as records.py says. Tags stand there under the attribute with the empty name, so that a
-report, which never names it, leaves them as they are; so do the marks of exhausted firmware, which an operator's write
-of tags leaves too. Of each script but IMPORT and SCAN, KEYS 1 and 2 are the compact and the long hash of the device's
-bucket, KEYS 3 its open offers, KEYS 4 its history and KEYS 5 its attempts. A text for tags is '' where nothing is said
-of them, and else '=' and the tags.
+report, which never names it, leaves them as they are; so do the marks of exhausted firmware and of how a child was
+spoken of, which an operator's write of tags leaves too. Of each script but IMPORT and SCAN, KEYS 1 and 2 are the
+compact and the long hash of the device's bucket, KEYS 3 its open offers, KEYS 4 its history and KEYS 5 its attempts. A
+text for tags is '' where nothing is said of them, and else '=' and the tags.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from ota_hook.state.connection import Script
-from ota_hook.state.lua_functions import DEVICE_LUA, OFFERS_LUA
+from ota_hook.state.lua_functions import DEVICE_LUA, OFFERS_LUA, REPORT_LUA
 
 LOAD: Final = Script(
     DEVICE_LUA
@@ -25,9 +25,17 @@ return {packed, redis.call('HGET', KEYS[3], ARGV[1])}
 
 REPORT: Final = Script(
     DEVICE_LUA
+    + REPORT_LUA
     + """
 local identifier, reported_at, refresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local expected, register = ARGV[4], ARGV[5] == '1'
+local speaker = string.match(identifier, '^([^/]*)/')
+if speaker then
+  local gateway = read_device(KEYS[1], KEYS[2], speaker)
+  local speaking = gateway and unpack_record(gateway)
+  if not speaking or (expected ~= '' and speaking[1] ~= expected) then return false end
+  expected, register = '', false
+end
 local packed = read_device(KEYS[1], KEYS[2], identifier)
 local device
 if packed then
@@ -40,21 +48,8 @@ else
 end
 local changed = not packed
 for i = 6, #ARGV, 3 do
-  local attribute, text, keepers = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if keepers == '*' or string.find(keepers, '\\n' .. device[1] .. '\\n', 1, true) then
-    local at = find_attribute(device, attribute)
-    if not at then
-      at = #device + 1
-      device[at] = attribute
-      device[at + 1], device[at + 2] = reported_at, text
-      changed = true
-    elseif reported_at >= device[at + 1] then
-      if device[at + 2] ~= text or reported_at - device[at + 1] > refresh then
-        device[at + 1], device[at + 2] = reported_at, text
-        changed = true
-      end
-    end
-  end
+  local is_kept = is_kept_by(ARGV[i + 2], device[1])
+  if is_kept and note_version(device, ARGV[i], ARGV[i + 1], reported_at, refresh) then changed = true end
 end
 if changed then
   local stored = packed
@@ -64,6 +59,7 @@ end
 return {packed, redis.call('HGET', KEYS[3], identifier)}
 """
 )
+"""A child is reported by its gateway: the type that is expected is the gateway's, and it is never registered here."""
 
 # '' expects nothing, '*' any device, and else the digests stand between line breaks.
 _EXPECTED_LUA: Final = """
@@ -99,14 +95,14 @@ local function put_device(keys, stored, identifier, device_type, packed, tags)
   end
   device = device or {}
   device[1] = device_type
-  local kept, exhausted = get_tags(device)
+  local kept, exhausted, form = get_tags(device)
   if tags ~= '' then kept = string.sub(tags, 2) end
   if packed == '' then
-    set_tags(device, kept, exhausted)
+    set_tags(device, kept, exhausted, form)
     packed = cmsgpack.pack(device)
-  elseif exhausted ~= '' or (tags == '' and kept ~= '') then
+  elseif exhausted ~= '' or form ~= '' or (tags == '' and kept ~= '') then
     device = cmsgpack.unpack(packed)
-    set_tags(device, kept, exhausted)
+    set_tags(device, kept, exhausted, form)
     packed = cmsgpack.pack(device)
   end
   if packed ~= stored then write_device(keys[1], keys[2], identifier, packed, stored) end
@@ -172,8 +168,8 @@ end
 for i = 6, #ARGV, 3 do
   if ARGV[i + 1] == '1' then set_attribute(device, ARGV[i], ARGV[i + 2]) else forget_attribute(device, ARGV[i]) end
 end
-local kept, exhausted = get_tags(device)
-if tags ~= '' then set_tags(device, string.sub(tags, 2), exhausted) end
+local kept, exhausted, form = get_tags(device)
+if tags ~= '' then set_tags(device, string.sub(tags, 2), exhausted, form) end
 local packed = cmsgpack.pack(device)
 if packed ~= stored then write_device(KEYS[1], KEYS[2], identifier, packed, stored) end
 return {packed, redis.call('HGET', KEYS[3], identifier), cancelled}

@@ -8,24 +8,35 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import hiredis
 import structlog
 
 from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports.device_messages import DeviceDone, Report
 from ota_hook.progress import Said
-from ota_hook.state.connection import Argument, Call, Script
-from ota_hook.state.device_scripts import REPORT
-from ota_hook.state.devices import DEFAULT_REFRESH_MS, keepers_by_attribute, report_arguments
+from ota_hook.state.connection import Call, Script
+from ota_hook.state.device_scripts import LOAD, REPORT
+from ota_hook.state.devices import DEFAULT_REFRESH_MS, report_arguments
+from ota_hook.state.hot_calls import (
+    DEFAULT_PATIENCE_MS,
+    Keepers,
+    Pipes,
+    error_of,
+    forget,
+    read_state,
+    refuse_for_late_reports,
+    run_script,
+    tell_again,
+)
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.offer_scripts import (
     ATTEMPT,
+    CHILDREN_COME_BACK,
     COME_BACK,
     DEFAULT_ATTEMPTS_MAX,
     EXHAUSTED_CODE,
@@ -34,22 +45,24 @@ from ota_hook.state.offer_scripts import (
     SETTLE,
     TRACK,
     attempt_call,
+    children_come_back_call,
     come_back_call,
     record_call,
     settle_call,
     track_call,
 )
 from ota_hook.state.offers import FAILURES, tell_command
-from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
+from ota_hook.state.pipe import Done, Unavailable, pack
 from ota_hook.state.presence import NODES_KEPT, NOTE_NODE, pack_connection
-from ota_hook.state.records import COMPACT_MAX_BYTES, unpack_device
+from ota_hook.state.records import COMPACT_MAX_BYTES
 from ota_hook.task import RunMove
 
-SCRIPTS: Final = (REPORT.text, RECORD.text, SETTLE.text, TRACK.text, ATTEMPT.text, COME_BACK.text, GO_AWAY.text)
+SCRIPTS: Final = tuple(
+    script.text for script in (LOAD, REPORT, RECORD, SETTLE, TRACK, ATTEMPT, COME_BACK, CHILDREN_COME_BACK, GO_AWAY)
+)
 """What every pipe makes sure that Redis knows."""
 
 ID_BLOCK: Final = 8_192
-DEFAULT_PATIENCE_MS: Final = 60_000
 LATE_NOTES_MAX: Final = 100_000
 _WAS_LAST: Final = 2
 """What ATTEMPT answers for the attempt behind which a firmware is exhausted."""
@@ -57,42 +70,10 @@ _LATE_BATCH: Final = 1_000
 _LATE_S: Final = 0.2
 _IDS_RETRY_S: Final = 0.2
 _ATTACH_RETRY_S: Final = 1.0
-_SETTLING_S: Final = 0.5
-"""After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
+_SCANNED: Final = b"0"
+"""The cursor at the end of a scan."""
 
 _log = structlog.get_logger("ota_hook.hot")
-
-
-class Pipes(Protocol):
-    """The pipe to the primary that has a key."""
-
-    def of(self, key: str) -> RedisPipe: ...
-
-
-def _run_script(
-    pipe: RedisPipe, script: Script, keys: Sequence[Argument], arguments: Sequence[Argument], done: Done
-) -> None:
-    """Run a script by its digest; a Redis that forgot it is sent the text, once."""
-
-    def retry(reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
-        if type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT"):
-            pipe.submit(pack(("EVAL", script.text, len(keys), *keys, *arguments)), done)
-        else:
-            done(reply)
-
-    pipe.submit(pack(("EVALSHA", script.sha, len(keys), *keys, *arguments)), retry)
-
-
-def _error_of(reply: Exception) -> DependencyError:
-    return DependencyError(f"Redis did not do it: {reply}.", mend="Try again.")
-
-
-def _read_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState | DependencyError:
-    """The device; the error where what is stored is not ours to read. A fault in one record must stay that device's."""
-    try:
-        return unpack_device(identifier, packed, offers)
-    except Exception as exc:  # noqa: BLE001 - msgpack has many, and any shape may come out of it
-        return DependencyError(f"What Redis has of a device can't be read: {exc!r}.", mend="Delete and create it.")
 
 
 class HotDevices:
@@ -102,13 +83,18 @@ class HotDevices:
         self._pipes = pipes
         self._keys = keys
         self._refresh_ms = refresh_ms
-        self._kept: Mapping[str, frozenset[str]] = {}
-        self._keepers: Mapping[str, bytes] = {}
+        self._keepers = Keepers()
 
     def load_device(self, identifier: str, done: DeviceDone) -> None:
         """See ports.device_messages.DeviceStates. A second round trip where the state does not fit the compact hash."""
         name = identifier.encode()
         bucket = self._keys.bucket_of_name(name)
+        key = self._keys.devices(bucket)
+        pipe = self._pipes.of(key)
+        refusal = refuse_for_late_reports(pipe)
+        if refusal is not None:
+            done(refusal)
+            return
         if len(name) > COMPACT_MAX_BYTES:
             self._load_long(identifier, name, bucket, done)
             return
@@ -117,27 +103,20 @@ class HotDevices:
             if packed is None:
                 done(None)
             elif type(packed) is not bytes:
-                done(_error_of(packed))
+                done(error_of(packed))
             elif packed:
-                done(_read_device(identifier, packed))
+                done(read_state(identifier, packed))
             else:
                 self._load_long(identifier, name, bucket, done)
 
-        key = self._keys.devices(bucket)
-        pipe = self._pipes.of(key)
-        again_at_s = pipe.answers_again_at_s
-        if again_at_s is not None and asyncio.get_running_loop().time() < again_at_s + _SETTLING_S:
-            # Another hook process may hold a late report of this device, which it has acknowledged.
-            done(DependencyError("Redis has only just come back: late reports go first."))
-            return
         pipe.submit(pack(("HGET", key, name)), read)
 
     def _load_long(self, identifier: str, name: bytes, bucket: int, done: DeviceDone) -> None:
         def read(packed: Any) -> None:  # noqa: ANN401
             if packed is None or type(packed) is bytes:
-                done(_read_device(identifier, packed) if packed else None)
+                done(read_state(identifier, packed) if packed else None)
             else:
-                done(_error_of(packed))
+                done(error_of(packed))
 
         key = self._keys.long_devices(bucket)
         self._pipes.of(key).submit(pack(("HGET", key, name)), read)
@@ -147,27 +126,39 @@ class HotDevices:
 
         A type that it does not name registers nobody: it may be gone since the report came.
         """
-        if kept_by_type is not self._kept:
-            self._kept, self._keepers = kept_by_type, keepers_by_attribute(kept_by_type)
+        keepers = self._keepers.of(kept_by_type)
         if report.register and report.topic_type not in kept_by_type:
             report = replace(report, register=False)
-        bucket = self._keys.bucket_of(report.device)
-        touched = (self._keys.devices(bucket), self._keys.long_devices(bucket), self._keys.offers(bucket))
-        arguments = report_arguments(report, self._keepers, self._refresh_ms)
+        call = (self._touched(report.device), report_arguments(report, keepers, self._refresh_ms))
+        run_script(self._pipes, REPORT, call, partial(_read_offered, report.device, done))
 
-        def read(stored: Any) -> None:  # noqa: ANN401
-            if stored is None:
-                done(None)
-            elif isinstance(stored, Exception):
-                done(_error_of(stored))
-            else:
-                packed, offers = stored
-                device = _read_device(report.device, packed, offers)
-                if offers and isinstance(device, DeviceState) and not device.open_offers:
-                    _log.error("offers_unreadable", device=report.device)
-                done(device)
+    def load_offered(self, identifier: str, done: DeviceDone) -> None:
+        """See ports.device_messages.DeviceStates. One round trip, whatever the state."""
+        call = (self._touched(identifier), (as_bytes(identifier),))
+        refusal = refuse_for_late_reports(self._pipes.of(call[0][0]))
+        if refusal is not None:
+            done(refusal)
+            return
+        run_script(self._pipes, LOAD, call, partial(_read_offered, identifier, done))
 
-        _run_script(self._pipes.of(touched[0]), REPORT, touched, arguments, read)
+    def _touched(self, identifier: str) -> tuple[str, str, str]:
+        bucket = self._keys.bucket_of(identifier)
+        return self._keys.devices(bucket), self._keys.long_devices(bucket), self._keys.offers(bucket)
+
+
+def _read_offered(identifier: str, done: DeviceDone, stored: Any) -> None:  # noqa: ANN401
+    """What REPORT and LOAD answer."""
+    if stored is None:
+        done(None)
+        return
+    if isinstance(stored, Exception):
+        done(error_of(stored))
+        return
+    packed, offers = stored
+    device = read_state(identifier, packed, offers)
+    if offers and isinstance(device, DeviceState) and not device.open_offers:
+        _log.error("offers_unreadable", device=identifier)
+    done(device)
 
 
 class HotOffers:
@@ -262,8 +253,7 @@ class HotOffers:
         self._insist(lambda done: self._run(ATTEMPT, call, done), count)
 
     def _run(self, script: Script, call: Call, done: Done) -> None:
-        touched, arguments = call
-        _run_script(self._pipes.of(str(touched[0])), script, touched, arguments, done)
+        run_script(self._pipes, script, call, done)
 
     def close(self) -> None:
         """What is still kept is lost."""
@@ -349,30 +339,30 @@ class HotPresence:
 
         if (earlier := self._retries.get(node)) is not None:
             earlier.cancel()
-        _run_script(self._pipes.of(key), NOTE_NODE, (key,), (at_ms, as_bytes(node)), look)
+        run_script(self._pipes, NOTE_NODE, ((key,), (at_ms, as_bytes(node))), look)
 
     def come(self, identifier: str, connection: str, *, at_ms: int) -> None:
         """See ports.device_messages.Presence."""
         noted = pack_connection(connection, at_ms=at_ms)
-        touched, arguments = come_back_call(self._keys, identifier, noted, at_ms=at_ms, patience_ms=self._patience_ms)
+        call = come_back_call(self._keys, identifier, noted, at_ms=at_ms, patience_ms=self._patience_ms)
 
         def tell(reply: Any) -> None:  # noqa: ANN401
             if isinstance(reply, Exception):
                 return
-            for run_id, chunk in zip(reply[::2], reply[1::2], strict=True):
-                move = RunMove(run_id.decode(), chunk, identifier, Outcome.PLANNED, at_ms=at_ms)
-                self._pipes.of(self._keys.run_events).submit(pack(tell_command(self._keys, move)), _forget)
+            cursor, again = reply
+            tell_again(self._pipes, self._keys, again, at_ms=at_ms)
+            if cursor != _SCANNED:
+                more = children_come_back_call(
+                    *(self._keys, identifier, cursor), at_ms=at_ms, patience_ms=self._patience_ms
+                )
+                run_script(self._pipes, CHILDREN_COME_BACK, more, tell)
 
-        _run_script(self._pipes.of(str(touched[0])), COME_BACK, touched, arguments, tell)
+        run_script(self._pipes, COME_BACK, call, tell)
 
     def go(self, identifier: str, connection: str) -> None:
         """See ports.device_messages.Presence."""
         key = self._keys.presence(self._keys.bucket_of(identifier))
-        _run_script(self._pipes.of(key), GO_AWAY, (key,), (as_bytes(identifier), as_bytes(connection)), _forget)
-
-
-def _forget(reply: Any) -> None:  # noqa: ANN401
-    """What a note that may be lost is answered."""
+        run_script(self._pipes, GO_AWAY, ((key,), (as_bytes(identifier), as_bytes(connection))), forget)
 
 
 class HotCommandIds:

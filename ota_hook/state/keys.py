@@ -56,12 +56,12 @@ class Keys:
     buckets: int = DEFAULT_BUCKETS
 
     def bucket_of(self, identifier: str) -> int:
-        """The bucket that holds a direct device. (A child will live in its gateway's.)"""
+        """The bucket that holds a device: a gateway and all its children share one."""
         return self.bucket_of_name(as_bytes(identifier))
 
     def bucket_of_name(self, name: bytes) -> int:
         """`bucket_of` for an identifier that is encoded already."""
-        return xxhash.xxh64_intdigest(name) % self.buckets
+        return xxhash.xxh64_intdigest(name.partition(b"/")[0]) % self.buckets
 
     def devices(self, bucket: int) -> str:
         """Hash: identifier → packed state, in Redis's compact encoding; empty where the state is in `long_devices`."""

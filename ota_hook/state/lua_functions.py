@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from ota_hook.model import Outcome
-from ota_hook.state.records import COMPACT_MAX_BYTES, EXHAUSTED_MARK, TAGS_ATTRIBUTE
+from ota_hook.state.records import COMPACT_MAX_BYTES, EXHAUSTED_MARK, FORM_MARK, TAGS_ATTRIBUTE
 
 HISTORY_LENGTH: Final = 20
 ATTEMPT_GAP_MS: Final = 3_600_000
@@ -51,17 +51,29 @@ local function forget_attribute(device, attribute)
   local at = find_attribute(device, attribute)
   for _ = 1, at and 3 or 0 do table.remove(device, at) end
 end
+local function trim_end(text)
+  return (string.gsub(text, ' $', ''))
+end
 local function get_tags(device)
   local at = find_attribute(device, TAGS)
   local text = at and device[at + 2] or ''
   local mark = string.find(text, '{EXHAUSTED_MARK}', 1, true)
-  if not mark then return text, '' end
-  return (string.gsub(string.sub(text, 1, mark - 1), ' $', '')), string.sub(text, mark)
+  if not mark then return text, '', '' end
+  local marks = string.sub(text, mark)
+  local form = string.match(marks, '{FORM_MARK}%S*$') or ''
+  return trim_end(string.sub(text, 1, mark - 1)), trim_end(string.sub(marks, 1, #marks - #form)), form
 end
-local function set_tags(device, tags, exhausted)
-  local text = tags
-  if exhausted ~= '' then text = tags == '' and exhausted or tags .. ' ' .. exhausted end
-  if text == '' then forget_attribute(device, TAGS) else set_attribute(device, TAGS, text) end
+local function set_tags(device, tags, exhausted, form)
+  local parts = {{}}
+  for _, part in ipairs({{tags, exhausted, form}}) do
+    if part ~= '' then parts[#parts + 1] = part end
+  end
+  if #parts == 0 then forget_attribute(device, TAGS) else set_attribute(device, TAGS, table.concat(parts, ' ')) end
+end
+local function set_form(device, form)
+  local tags, exhausted, old = get_tags(device)
+  if form ~= old then set_tags(device, tags, exhausted, form) end
+  return form ~= old
 end
 local function unpack_record(packed)
   local ok, device, more = pcall(cmsgpack.unpack, packed)
@@ -74,9 +86,28 @@ end
 """
 """`stored` is what `read_device` found. A text for tags is '' where nothing is said of them, and else '=' and the tags.
 
-`get_tags` answers the tags and, behind them, the marks of the firmware that is exhausted. `unpack_record` is nil for a
-record that can't be read: an operator's write must be able to mend it.
+`get_tags` answers the tags, the marks of the firmware that is exhausted, and the mark of how a child was spoken of.
+`unpack_record` is nil for a record that can't be read: an operator's write must be able to mend it.
 """
+
+REPORT_LUA: Final = """
+local function is_kept_by(keepers, device_type)
+  return keepers == '*' or string.find(keepers, '\\n' .. device_type .. '\\n', 1, true) ~= nil
+end
+local function note_version(device, attribute, text, reported_at, refresh)
+  local at = find_attribute(device, attribute)
+  if at then
+    local is_old = reported_at < device[at + 1]
+    if is_old or (device[at + 2] == text and reported_at - device[at + 1] <= refresh) then return false end
+  else
+    at = #device + 1
+    device[at] = attribute
+  end
+  device[at + 1], device[at + 2] = reported_at, text
+  return true
+end
+"""
+"""Needs DEVICE_LUA. `note_version` answers whether the record changed; see devices.py for `refresh`."""
 
 OFFERS_LUA: Final = f"""
 local MODULE, FIRMWARE, ATTRIBUTE, VERSION, FROM_VERSION, OFFERED_AT, IDS, RUN, CHUNK = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -140,6 +171,30 @@ An offer's `TRIED` says whether the device has tried since the last attempt that
 device that was not connected, so that its coming is no coming back.
 """
 
+COME_BACK_LUA: Final = """
+local function come_back(identifier, key, now, patience, is_itself, again)
+  local offers, changed = read_offers(identifier, key), false
+  for _, offer in ipairs(offers) do
+    local is_undelivered = offer[NOTE] == 'undelivered'
+    local tried = offer[TRIED]
+    if is_itself then tried = (is_undelivered or tried == WAS_AWAY) and NOT_TRIED or HAS_TRIED
+    elseif tried == WAS_AWAY then tried = NOT_TRIED end
+    local waits = is_undelivered or now - offer[OFFERED_AT] > patience
+    if offer[RUN] ~= '' and offer[STEP] == 'offered' and waits then
+      offer[NOTE], offer[OFFERED_AT], changed = '', now, true
+      again[#again + 1] = identifier
+      again[#again + 1] = offer[RUN]
+      again[#again + 1] = offer[CHUNK]
+    end
+    if offer[TRIED] ~= tried then offer[TRIED], changed = tried, true end
+  end
+  if changed then write_offers(identifier, key, offers) end
+end
+"""
+"""Needs OFFERS_LUA. Notes of a device's open offers that it is there: it came back itself, and so may have tried them,
+or its gateway did. Adds identifier, run and chunk of each command that did not reach it to `again`.
+"""
+
 ATTEMPTS_LUA: Final = f"""
 local function read_attempts(key, identifier)
   local ok, stored = pcall(cmsgpack.unpack, redis.call('HGET', key, identifier) or '')
@@ -156,13 +211,13 @@ local function mark_exhausted(compact, long, identifier, firmware)
   local stored = read_device(compact, long, identifier)
   local device = stored and unpack_record(stored)
   if not device then return end
-  local tags, marks = get_tags(device)
+  local tags, marks, form = get_tags(device)
   local mark = '{EXHAUSTED_MARK}' .. firmware
   if string.find(marks .. ' ', mark .. ' ', 1, true) then return end
   marks = marks == '' and mark or marks .. ' ' .. mark
   local _, count = string.gsub(marks, '{EXHAUSTED_MARK}', '')
   if count > {ATTEMPTED_MAX} then marks = string.gsub(marks, '^%S+ ', '') end
-  set_tags(device, tags, marks)
+  set_tags(device, tags, marks, form)
   write_device(compact, long, identifier, cmsgpack.pack(device), stored)
 end
 local function count_attempt(compact, long, key, identifier, firmware, at_ms, most)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from ota_hook.identifiers import gateway_of
 from ota_hook.model import OFFER_COMMAND_IDS, OpenOffer, Outcome
 from ota_hook.progress import Said
 from ota_hook.state.connection import Argument, Call, Script
 from ota_hook.state.keys import Keys, as_bytes
-from ota_hook.state.lua_functions import ATTEMPTS_LUA, DEVICE_LUA, OFFERS_LUA, RANKS_LUA
+from ota_hook.state.lua_functions import ATTEMPTS_LUA, COME_BACK_LUA, DEVICE_LUA, OFFERS_LUA, RANKS_LUA
 from ota_hook.state.records import EXHAUSTED_MARK, pack_offer
 
 EXHAUSTED_CODE: Final = "attempts_exhausted"
 DEFAULT_ATTEMPTS_MAX: Final = 10
+CHILDREN_A_SCRIPT: Final = 1_000
+"""Of a gateway that comes back; Redis is busy with that many for some milliseconds."""
 
 RECORD: Final = Script(
     OFFERS_LUA
@@ -52,7 +55,7 @@ elseif old then
 end
 if has_asked then
   if new[TRIED] == WAS_AWAY then new[TRIED] = NOT_TRIED end
-elseif happened == 'opened' and redis.call('HEXISTS', KEYS[5], identifier) == 0 then new[TRIED] = WAS_AWAY end
+elseif happened == 'opened' and redis.call('HEXISTS', KEYS[5], ARGV[3]) == 0 then new[TRIED] = WAS_AWAY end
 offers[at or #offers + 1] = new
 write_offers(identifier, KEYS[1], offers)
 return {{happened, superseded, run, chunk}}
@@ -164,14 +167,14 @@ else redis.call('HSET', KEYS[3], identifier, cmsgpack.pack(attempts)) end
 local stored = read_device(KEYS[1], KEYS[2], identifier)
 local device = stored and unpack_record(stored)
 if not device then return gone end
-local tags, marks = get_tags(device)
+local tags, marks, form = get_tags(device)
 local kept = {{}}
 for mark in string.gmatch(marks, '%S+') do
   if firmware ~= '' and mark ~= '{EXHAUSTED_MARK}' .. firmware then kept[#kept + 1] = mark end
 end
 local left = table.concat(kept, ' ')
 if left ~= marks then
-  set_tags(device, tags, left)
+  set_tags(device, tags, left, form)
   write_device(KEYS[1], KEYS[2], identifier, cmsgpack.pack(device), stored)
   gone = 1
 end
@@ -180,31 +183,54 @@ return gone
 )
 """KEYS: devices, long devices, attempts. Forgets attempts of one firmware, or of all; whether there were any."""
 
+_CHILDREN_COME_BACK_LUA: Final = f"""
+local function children_come_back(gateway, key, now, patience, cursor, again)
+  local prefix = gateway .. '/'
+  local page = redis.call('HSCAN', key, cursor, 'COUNT', {CHILDREN_A_SCRIPT})
+  for i = 1, #page[2], 2 do
+    local identifier = page[2][i]
+    if string.sub(identifier, 1, #prefix) == prefix then
+      come_back(identifier, key, now, patience, false, again)
+    end
+  end
+  return page[1]
+end
+"""
+"""Answers where to go on, '0' at the end. Of a gateway with very many children each script run takes some."""
+
 COME_BACK: Final = Script(
     OFFERS_LUA
+    + COME_BACK_LUA
+    + _CHILDREN_COME_BACK_LUA
     + """
 local identifier, connection, now, patience = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-if redis.call('HEXISTS', KEYS[2], identifier) + redis.call('HEXISTS', KEYS[3], identifier) == 0 then return {} end
-redis.call('HSET', KEYS[4], identifier, connection)
-local offers, again, changed = read_offers(identifier, KEYS[1]), {}, false
-for _, offer in ipairs(offers) do
-  local is_undelivered = offer[NOTE] == 'undelivered'
-  local tried = (is_undelivered or offer[TRIED] == WAS_AWAY) and NOT_TRIED or HAS_TRIED
-  local waits = is_undelivered or now - offer[OFFERED_AT] > patience
-  if offer[RUN] ~= '' and offer[STEP] == 'offered' and waits then
-    offer[NOTE], offer[OFFERED_AT], changed = '', now, true
-    again[#again + 1] = offer[RUN]
-    again[#again + 1] = offer[CHUNK]
-  end
-  if offer[TRIED] ~= tried then offer[TRIED], changed = tried, true end
+if redis.call('HEXISTS', KEYS[2], identifier) + redis.call('HEXISTS', KEYS[3], identifier) == 0 then
+  return {'0', {}}
 end
-if changed then write_offers(identifier, KEYS[1], offers) end
-return again
+redis.call('HSET', KEYS[4], identifier, connection)
+local again = {}
+come_back(identifier, KEYS[1], now, patience, true, again)
+local cursor = children_come_back(identifier, KEYS[1], now, patience, '0', again)
+return {cursor, again}
 """
 )
-"""KEYS: open offers, devices, long devices, presence. Notes who is connected, and that it may have tried its offers.
+"""KEYS: open offers, devices, long devices, presence. Notes who is connected, and that it may have tried its offers;
+its children are reached again, which is no attempt of theirs.
 
-Returns run and chunk of each command that did not reach the device."""
+Returns where CHILDREN_COME_BACK goes on, '0' for nowhere, and identifier, run and chunk of each command that did not
+reach its device."""
+
+CHILDREN_COME_BACK: Final = Script(
+    OFFERS_LUA
+    + COME_BACK_LUA
+    + _CHILDREN_COME_BACK_LUA
+    + """
+local again = {}
+local cursor = children_come_back(ARGV[1], KEYS[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], again)
+return {cursor, again}
+"""
+)
+"""KEYS: open offers. Answers as COME_BACK does."""
 
 GO_AWAY: Final = Script("""
 local held = redis.call('HGET', KEYS[1], ARGV[1])
@@ -215,7 +241,8 @@ return redis.call('HDEL', KEYS[1], ARGV[1])
 
 
 def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
-    """The keys and arguments of RECORD. An offer to a device that is not registered (any more) is not kept.
+    """The keys and arguments of RECORD. An offer to a device that is not registered (any more) is not kept. A child is
+    there where its gateway is.
 
     It answers what happened (`opened`, `repeated`, `unknown`), the firmware that was superseded, or an empty text, and
     the run and chunk whose offer this one took the place of, be it of the same firmware.
@@ -228,7 +255,7 @@ def record_call(keys: Keys, identifier: str, offer: OpenOffer) -> Call:
         keys.long_devices(bucket),
         keys.presence(bucket),
     )
-    return touched, (as_bytes(identifier), pack_offer(offer))
+    return touched, (as_bytes(identifier), pack_offer(offer), as_bytes(gateway_of(identifier)))
 
 
 def settle_call(
@@ -280,6 +307,12 @@ def come_back_call(keys: Keys, identifier: str, connection: str, *, at_ms: int, 
     bucket = keys.bucket_of(identifier)
     touched = (keys.offers(bucket), keys.devices(bucket), keys.long_devices(bucket), keys.presence(bucket))
     return touched, (as_bytes(identifier), as_bytes(connection), at_ms, patience_ms)
+
+
+def children_come_back_call(keys: Keys, gateway: str, cursor: bytes, *, at_ms: int, patience_ms: int) -> Call:
+    """The keys and arguments of CHILDREN_COME_BACK, from where COME_BACK or an earlier run of it ended."""
+    touched = (keys.offers(keys.bucket_of(gateway)),)
+    return touched, (as_bytes(gateway), at_ms, patience_ms, cursor)
 
 
 def reset_call(keys: Keys, identifier: bytes, firmware_id: str) -> Call:

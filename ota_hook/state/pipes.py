@@ -12,11 +12,12 @@ import structlog
 from redis.exceptions import RedisError
 
 from ota_hook.errors import DependencyError
-from ota_hook.state.hot import SCRIPTS
+from ota_hook.state import hot, hot_children
 from ota_hook.state.pipe import RedisPipe
 from ota_hook.state.primaries import Address, Primaries
 from ota_hook.state.redis_url import Deployment
 
+_SCRIPTS: Final = (*hot.SCRIPTS, *hot_children.SCRIPTS)
 _LOOK_S: Final = 1.0
 """So often it is looked whether the slots of a Cluster are where they were, while a pipe of it is away; else rarely."""
 _LOOKS_BETWEEN: Final = 10
@@ -27,7 +28,7 @@ _log = structlog.get_logger("ota_hook.pipes")
 
 
 class PipeSet:
-    """hot.Pipes. One pipe where there is one primary (a single Redis, or Sentinel's), else one per Cluster primary."""
+    """hot_calls.Pipes. One pipe where there is one primary (a single Redis, or Sentinel's), else one per primary."""
 
     def __init__(self, primaries: Primaries, *, budget_ms: int) -> None:
         self._primaries = primaries
@@ -80,7 +81,7 @@ class PipeSet:
 
     def _new_pipe(self, address: Address | None) -> RedisPipe:
         return RedisPipe(
-            partial(self._locate, address), scripts=SCRIPTS, budget_ms=self._budget_ms, on_moved=self._moved.set
+            partial(self._locate, address), scripts=_SCRIPTS, budget_ms=self._budget_ms, on_moved=self._moved.set
         )
 
     async def _locate(self, address: Address | None) -> Address:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from ota_hook.identifiers import gateway_of
 from ota_hook.presence import Connection
 from ota_hook.state.connection import Argument, RedisClient, Script, redis_errors, run_commands
 from ota_hook.state.keys import Keys, as_bytes
@@ -36,10 +37,10 @@ class RedisConnections:
         self._keys = keys
 
     async def load_connections(self, identifiers: Sequence[str]) -> list[Connection | None]:
-        """See ports.presence.Connections. One round trip."""
+        """See ports.presence.Connections. One round trip. A child is there where its gateway is."""
         commands: list[tuple[Argument, ...]] = [("ZRANGE", self._keys.broker_nodes, 0, -1, "WITHSCORES")]
         commands += [
-            ("HGET", self._keys.presence(self._keys.bucket_of(identifier)), as_bytes(identifier))
+            ("HGET", self._keys.presence(self._keys.bucket_of(identifier)), as_bytes(gateway_of(identifier)))
             for identifier in identifiers
         ]
         with redis_errors("looking who is connected"):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgpack
 
-from ota_hook.model import DeviceState, OpenOffer, Outcome, ReportedVersion, SettledOffer
+from ota_hook.model import ChildForm, DeviceState, Family, OpenOffer, Outcome, ReportedVersion, SettledOffer
 
 COMPACT_MAX_BYTES: Final = 64
 """Redis's `hash-max-ziplist-value`: one longer field or value would unpack its whole bucket."""
@@ -22,6 +22,19 @@ EXHAUSTED_MARK: Final = ";"
 """Behind the tags stands, so marked, each firmware that the device has tried too often: `"tag tag ;ID ;ID"`. A check
 then needs no second read, and no tag can be one of them.
 """
+
+FORM_MARK: Final = ";>"
+"""Behind all others stands how its gateway spoke of a child last: `"tag tag ;ID ;>gl"`. Nothing stands there where that
+is the default, as for nearly every child.
+"""
+
+_MARK_BY_FORM: Final = {
+    ChildForm(Family.GATEWAY, as_list=False): FORM_MARK + "gs",
+    ChildForm(Family.GATEWAY, as_list=True): FORM_MARK + "gl",
+    ChildForm(Family.SUB, as_list=False): FORM_MARK + "ss",
+    ChildForm(Family.SUB, as_list=True): FORM_MARK + "sl",
+}
+_FORM_BY_MARK: Final = {mark: form for form, mark in _MARK_BY_FORM.items()}
 
 UNREADABLE_BUCKET: Final = b"\xc1"
 """What stands for a bucket whose keys hold something else; no MessagePack begins so."""
@@ -52,6 +65,12 @@ def pack_tags(tags: tuple[str, ...]) -> str:
     return " ".join(tags)
 
 
+def form_mark(identifier: str, form: ChildForm) -> str:
+    """How a child was spoken of, as it stands in its record; empty where that is the default for its depth."""
+    remembered = form.unless_default(identifier.count("/"))
+    return _MARK_BY_FORM.get(remembered, "") if remembered is not None else ""
+
+
 def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -> DeviceState:
     """The state of one device, with its open offers where `offers` is given. Raises anything for what is no record."""
     flat = _unpack(packed)
@@ -66,9 +85,12 @@ def unpack_device(identifier: str, packed: bytes, offers: bytes | None = None) -
     if marked is None:
         return DeviceState(identifier, flat[0], versions, open_offers)
     words = marked.text.split(" ")
+    form = None
+    if words[-1].startswith(FORM_MARK):
+        form = _FORM_BY_MARK.get(words.pop())
     tags = tuple(word for word in words if not word.startswith(EXHAUSTED_MARK))
     exhausted = tuple(word[1:] for word in words if word.startswith(EXHAUSTED_MARK))
-    return DeviceState(identifier, flat[0], versions, open_offers, tags, exhausted)
+    return DeviceState(identifier, flat[0], versions, open_offers, tags, exhausted, form)
 
 
 def read_device(identifier: bytes, packed: bytes, offers: bytes | None = None) -> DeviceState | None:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ota_hook.errors import DependencyError
-from ota_hook.model import DeviceState, OpenOffer, Outcome
-from ota_hook.ports.device_messages import DeviceStates, Report
+from ota_hook.identifiers import gateway_of
+from ota_hook.model import ChildForm, DeviceState, OpenOffer, Outcome
+from ota_hook.ports.device_messages import (
+    ChildCame,
+    ChildrenReported,
+    ChildStates,
+    DeviceStates,
+    LoadedChildren,
+    Report,
+    StoredChildren,
+)
 from ota_hook.ports.devices import DeviceEntry, DeviceStore
 from ota_hook.state.devices import DEFAULT_REFRESH_MS
 from ota_hook.state.hot import HotCommandIds, HotDevices, HotOffers
+from ota_hook.state.hot_children import HotChildren
 from ota_hook.state.keys import Keys
 from ota_hook.state.pipe import RedisPipe, Unavailable, pack
 from ota_hook.state.pipes import PipeSet
 from ota_hook.state.primaries import Primaries
+
+T = TypeVar("T")
 
 PATIENT_MS = 30_000
 """A budget that a busy machine does not use up: these tests are about what is stored."""
@@ -34,6 +46,7 @@ class HotState:
     keys: Keys
     devices: HotDevices
     offers: HotOffers
+    children: HotChildren
 
     async def loaded(self, identifier: str) -> DeviceState | None:
         return await loaded(self.devices, identifier)
@@ -68,7 +81,13 @@ async def hot_state(
     redis_url: str, keys: Keys, *, budget_ms: int = PATIENT_MS, refresh_ms: int = DEFAULT_REFRESH_MS
 ) -> AsyncIterator[HotState]:
     async with open_pipes(redis_url, budget_ms=budget_ms) as pipes:
-        yield HotState(pipes, keys, HotDevices(pipes, keys, refresh_ms=refresh_ms), HotOffers(pipes, keys))
+        yield HotState(
+            pipes,
+            keys,
+            HotDevices(pipes, keys, refresh_ms=refresh_ms),
+            HotOffers(pipes, keys),
+            HotChildren(pipes, keys, refresh_ms=refresh_ms),
+        )
 
 
 @asynccontextmanager
@@ -85,18 +104,41 @@ async def open_pipes(redis_url: str, *, budget_ms: int = PATIENT_MS) -> AsyncIte
 
 async def loaded(devices: DeviceStates, identifier: str) -> DeviceState | None:
     """`load_device`, awaited; what `done` gets as an error is raised."""
-    answer: asyncio.Future[DeviceState | DependencyError | None] = asyncio.get_running_loop().create_future()
-    devices.load_device(identifier, answer.set_result)  # a second call would raise
-    return _checked(await answer)
+    return await _answer_of(lambda done: devices.load_device(identifier, done))
+
+
+async def loaded_offered(devices: DeviceStates, identifier: str) -> DeviceState | None:
+    """`load_offered`, awaited."""
+    return await _answer_of(lambda done: devices.load_offered(identifier, done))
 
 
 async def stored(
     devices: DeviceStates, report: Report, kept_by_type: Mapping[str, frozenset[str]]
 ) -> DeviceState | None:
     """`store_report`, awaited; what `done` gets as an error is raised."""
-    answer: asyncio.Future[DeviceState | DependencyError | None] = asyncio.get_running_loop().create_future()
-    devices.store_report(report, kept_by_type, answer.set_result)
-    return _checked(await answer)
+    return await _answer_of(lambda done: devices.store_report(report, kept_by_type, done))
+
+
+async def loaded_children(children: ChildStates, gateway: str, identifiers: Sequence[str]) -> LoadedChildren:
+    """`load_children`, awaited."""
+    return await _answer_of(lambda done: children.load_children(gateway, identifiers, done))
+
+
+async def stored_children(
+    children: ChildStates, report: ChildrenReported, kept_by_type: Mapping[str, frozenset[str]]
+) -> StoredChildren:
+    """`store_children`, awaited."""
+    return await _answer_of(lambda done: children.store_children(report, kept_by_type, done))
+
+
+async def child_came(
+    children: ChildStates, identifier: str, form: ChildForm, *, product: str | None, at_ms: int
+) -> ChildCame:
+    """`child_came`, awaited, said by the child's own gateway."""
+    gateway = gateway_of(identifier)
+    return await _answer_of(
+        lambda done: children.child_came(gateway, identifier, form, product=product, at_ms=at_ms, done=done)
+    )
 
 
 async def answered(pipe: RedisPipe, *command: str | bytes | int) -> Any:
@@ -125,7 +167,11 @@ async def imported(devices: DeviceStore, batch: Iterable[tuple[Any, ...]]) -> tu
     return done.created, done.replaced
 
 
-def _checked(answer: DeviceState | DependencyError | None) -> DeviceState | None:
+async def _answer_of(ask: Callable[[Callable[[T | DependencyError], None]], None]) -> T:
+    """What `done` gets; an error is raised."""
+    future: asyncio.Future[T | DependencyError] = asyncio.get_running_loop().create_future()
+    ask(future.set_result)  # a second call would raise
+    answer = await future
     if isinstance(answer, DependencyError):
         raise answer
     return answer

@@ -66,7 +66,7 @@ async def test_a_new_device_type_has_its_default_rule(admin: Admin) -> None:
         ({"command_extras": ["signature"]}, "command_extras.0"),
         ({"command_extras": ["sha1"]}, "command_extras.0"),
         ({"command_extras": ["sha256", "sha256"]}, "command_extras"),
-        ({"responses_enabled": True}, "responses_enabled"),
+        ({"responses_enabled": "yes"}, "responses_enabled"),
         ({"auto_register": 1}, "auto_register"),
         ({"children_register": "false"}, "children_register"),
         ({"revision": 3}, "revision"),
@@ -82,7 +82,7 @@ async def test_a_bad_field_of_a_device_type_is_refused_by_name(
 
 
 async def test_what_comes_later_says_so(admin: Admin) -> None:
-    document = problem(await admin.api.post("/device-types", json={"key": "DU", "responses_enabled": True}), 422)
+    document = problem(await admin.api.post("/device-types", json={"key": "DU", "command_extras": ["signature"]}), 422)
     assert "not available yet" in document["detail"]
 
 
@@ -93,6 +93,7 @@ async def test_every_field_of_a_device_type_is_kept(admin: Admin) -> None:
         "version_attributes": ["version", "mcu_version"],
         "command_extras": ["sha256", "crc32"],
         "auto_register": True,
+        "responses_enabled": True,
         "children_register": False,
     }
     document = await admin.create_type("du-2.x_y", **fields)

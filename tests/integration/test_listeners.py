@@ -17,16 +17,19 @@ import trustme
 
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.errors import ConfigurationError
+from ota_hook.exhook.context import HookContext, HookOptions
 from ota_hook.exhook.exhook_pb2 import LoadedResponse, Message, MessagePublishRequest, RequestMeta, ValuedResponse
 from ota_hook.exhook.grpcio_listener import GrpcioListener
 from ota_hook.exhook.listener import _CROSSING_S, Listener
-from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider
+from ota_hook.exhook.provider import METHODS, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
 from ota_hook.ports.device_messages import DeviceDone
 from tests.doubles import (
     CountingIds,
     FixedSnapshot,
+    MemoryBlocks,
+    MemoryChildren,
     MemoryDevices,
     MemoryOffers,
     MemoryPresence,
@@ -70,17 +73,20 @@ def make_provider(devices: MemoryDevices | None = None) -> HookProvider:
     versions = {"version": ReportedVersion("1.0", 1)}
     devices = devices or MemoryDevices()
     devices.devices["d1"] = DeviceState(identifier="d1", device_type="tracker", versions=versions)
-    return HookProvider(
-        HookOptions(dialect=parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]), http_base="http://h"),
+    context = HookContext(
+        options=HookOptions(dialect=parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]), http_base="http://h"),
         snapshots=FixedSnapshot(make_snapshot(make_firmware("F", "2.0"))),
         devices=devices,
+        children=MemoryChildren(devices),
         offers=MemoryOffers(devices),
         presence=MemoryPresence(),
+        blocks=MemoryBlocks(),
         command_ids=CountingIds(),
         publisher=None,
         metrics=HookMetrics(),
         clock_ms=lambda: 1_000,
     )
+    return HookProvider(context)
 
 
 def make_native(provider: HookProvider, *, port: int = 0, **options: Any) -> Listener:

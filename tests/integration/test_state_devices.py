@@ -618,7 +618,7 @@ async def test_a_state_that_can_not_be_read_is_that_devices_error_alone(
 
 
 class _OnePipe:
-    """hot.Pipes of one."""
+    """hot_calls.Pipes of one."""
 
     def __init__(self, pipe: RedisPipe) -> None:
         self._pipe = pipe

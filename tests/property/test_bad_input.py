@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.exhook._codec import IGNORE
+from ota_hook.exhook.context import HookContext, HookOptions
 from ota_hook.exhook.exhook_pb2 import Message, MessagePublishRequest, ValuedResponse
-from ota_hook.exhook.provider import HookOptions, HookProvider
+from ota_hook.exhook.provider import HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, ReportedVersion
 from tests.doubles import (
     CountingIds,
     FixedSnapshot,
+    MemoryBlocks,
+    MemoryChildren,
     MemoryDevices,
     MemoryOffers,
     MemoryPresence,
@@ -60,19 +63,22 @@ names = st.sampled_from(["d1", "d2", ""]) | st.text(st.characters(exclude_catego
 def handle(request: bytes) -> tuple[bytes, MemoryDevices, HookMetrics]:
     devices = MemoryDevices({"d1": DEVICE})
     metrics = HookMetrics()
-    provider = HookProvider(
-        HookOptions(
+    context = HookContext(
+        options=HookOptions(
             dialect=parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]),
             http_base="http://h",
         ),
         snapshots=FixedSnapshot(SNAPSHOT),
         devices=devices,
+        children=MemoryChildren(devices),
         offers=MemoryOffers(devices),
         presence=MemoryPresence(),
+        blocks=MemoryBlocks(),
         command_ids=CountingIds(),
         publisher=None,
         metrics=metrics,
     )
+    provider = HookProvider(context)
     answer = asyncio.run(asyncio.wait_for(provider.handle("OnMessagePublish", request), timeout=20))
     for reason in ("fault", "dependency"):
         assert not metrics.registry.get_sample_value("ota_hook_unanswered_total", {"reason": reason})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from admin_api.bodies import CSV, NDJSON
 from admin_api.device_lines import CsvOutput, DeviceLines, NdjsonOutput
 from ota_hook.errors import InputError
-from ota_hook.model import DeviceState, DeviceType, ReportedVersion, is_direct_identifier, is_tag
+from ota_hook.identifiers import is_direct_identifier
+from ota_hook.model import DeviceState, DeviceType, ReportedVersion, is_tag
 from ota_hook.ports.devices import DeviceEntry
 from tests.doubles import FixedSnapshot, make_snapshot
 

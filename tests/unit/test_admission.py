@@ -109,9 +109,10 @@ def test_a_bad_attribute_is_refused(text: str) -> None:
         check_attribute(text)
 
 
-def test_a_child_is_refused_with_the_reason() -> None:
-    with pytest.raises(InputError, match="children are not available yet"):
-        check_identifier("GW/ADDR")
+def test_a_child_is_named_by_its_gateway_and_addresses() -> None:
+    assert check_identifier("GW/ADDR1/a%2Fb") == "GW/ADDR1/a%2Fb"
+    with pytest.raises(InputError, match="no child's identifier: GATEWAY/ADDRESS"):
+        check_identifier("GW//a")
 
 
 @pytest.mark.parametrize("text", ["", "a+b", "a#", "a%", "a\x01", "d" * 129])

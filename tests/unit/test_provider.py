@@ -12,6 +12,8 @@ import structlog
 
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.exhook._codec import IGNORE
+from ota_hook.exhook.commands import rewrite
+from ota_hook.exhook.context import HookContext, HookOptions
 from ota_hook.exhook.exhook_pb2 import (
     ClientConnectedRequest,
     ClientDisconnectedRequest,
@@ -26,7 +28,7 @@ from ota_hook.exhook.exhook_pb2 import (
     ValuedResponse,
 )
 from ota_hook.exhook.late_reports import LateReports
-from ota_hook.exhook.provider import METHODS, HookOptions, HookProvider, rewrite
+from ota_hook.exhook.provider import METHODS, HookProvider
 from ota_hook.metrics import HookMetrics
 from ota_hook.model import DeviceState, DeviceType, Outcome, ReportedVersion, Rule
 from ota_hook.ports.device_messages import Report
@@ -35,6 +37,8 @@ from ota_hook.snapshot import Snapshot
 from tests.doubles import (
     CountingIds,
     FixedSnapshot,
+    MemoryBlocks,
+    MemoryChildren,
     MemoryDevices,
     MemoryOffers,
     MemoryPresence,
@@ -48,6 +52,8 @@ from tests.doubles import (
 class Hook:
     provider: HookProvider
     devices: MemoryDevices
+    children: MemoryChildren
+    blocks: MemoryBlocks
     offers: MemoryOffers
     presence: MemoryPresence
     publisher: RecordingPublisher
@@ -84,18 +90,21 @@ def make_hook(snapshot: Snapshot, *, version: str | None = "1.0", **options: obj
         "dialect": parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]),
         "http_base": "http://h:8080",
     }
-    provider = HookProvider(
-        HookOptions(**(defaults | options)),  # type: ignore[arg-type]
+    children, blocks = MemoryChildren(devices), MemoryBlocks()
+    context = HookContext(
+        options=HookOptions(**(defaults | options)),  # type: ignore[arg-type]
         snapshots=FixedSnapshot(snapshot),
         devices=devices,
+        children=children,
         offers=offers,
         presence=presence,
+        blocks=blocks,
         command_ids=CountingIds(),
         publisher=publisher,
         metrics=metrics,
         clock_ms=lambda: 1_000,
     )
-    return Hook(provider, devices, offers, presence, publisher, metrics)
+    return Hook(HookProvider(context), devices, children, blocks, offers, presence, publisher, metrics)
 
 
 def answer_of(response: bytes) -> tuple[str, int, dict[str, object]]:
@@ -104,10 +113,11 @@ def answer_of(response: bytes) -> tuple[str, int, dict[str, object]]:
     return valued.message.topic, valued.message.qos, json.loads(valued.message.payload)
 
 
+COMMANDS = ["command_send/+", "gateway_command_send/+", "sub_command_send/+"]
 OURS = [
-    ("message.publish", ["attributes/+", "event_report/+", "command_reply/+"]),
-    ("message.acked", ["command_send/+"]),
-    ("message.dropped", ["command_send/+"]),
+    ("message.publish", list(parse_dialect("eztcloud", BUILT_IN_DIALECTS["eztcloud"]).topic_filters)),
+    ("message.acked", COMMANDS),
+    ("message.dropped", COMMANDS),
 ]
 PRESENCE: list[tuple[str, list[str]]] = [("client.connected", []), ("session.resumed", []), ("client.disconnected", [])]
 

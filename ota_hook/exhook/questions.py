@@ -1,0 +1,113 @@
+"""Questions for stored attributes, of a direct device or of a gateway's children: answered in place, as a check is.
+
+Owns what is told: the version attributes that are kept, and nothing of a device that is not registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from ota_hook.child_messages import ChildQuestion, child_attributes_response, parse_child_questions
+from ota_hook.dialect import Address, Channel
+from ota_hook.errors import DependencyError
+from ota_hook.exhook._codec import IGNORE
+from ota_hook.exhook.commands import Commands, rewrite
+from ota_hook.exhook.context import HookContext, Message
+from ota_hook.identifiers import join_identifier
+from ota_hook.messages import BadMessage, attributes_response, parse_object, read_keys
+from ota_hook.model import DeviceState, Family
+from ota_hook.ports.device_messages import LoadedChildren
+
+_DIRECT: Final = Family.DIRECT
+
+
+class Questions:
+    """One per process."""
+
+    def __init__(self, context: HookContext, commands: Commands) -> None:
+        self._context = context
+        self._commands = commands
+
+    def take(self, message: Message) -> bool:
+        """Whether Redis was asked; then its reply answers the call."""
+        address, publish = message.address, message.publish
+        if address.family is _DIRECT:
+            keys = read_keys(parse_object(publish.payload))
+            self._context.devices.load_device(address.device, partial(self._loaded, message, keys))
+            return True
+        questions = parse_child_questions(publish.payload)
+        identifiers = [join_identifier(address.device, question.child.path) for question in questions]
+        named = [identifier for identifier in identifiers if identifier is not None]
+        if len(named) < len(questions):
+            raise BadMessage("bad_device")
+        loaded = partial(self._children_loaded, message, questions)
+        self._context.children.load_children(address.device, named, loaded)
+        return True
+
+    def _loaded(
+        self, message: Message, keys: frozenset[str] | None, device: DeviceState | DependencyError | None
+    ) -> None:
+        answer = IGNORE
+        try:
+            if isinstance(device, DependencyError):
+                self._context.note_failure(device)
+            elif self._may_ask(message.address, device) and device is not None:
+                payload = attributes_response(_versions(device, keys), at_ms=self._context.clock_ms())
+                answer = self._answer(message, device, [payload])
+        except Exception:  # noqa: BLE001 - logged there
+            self._context.note_fault()
+        self._context.finish(message, answer)
+
+    def _children_loaded(
+        self, message: Message, questions: Sequence[ChildQuestion], loaded: LoadedChildren | DependencyError
+    ) -> None:
+        answer = IGNORE
+        try:
+            if isinstance(loaded, DependencyError):
+                self._context.note_failure(loaded)
+            elif self._may_ask(message.address, loaded.gateway) and loaded.gateway is not None:
+                at_ms = self._context.clock_ms()
+                payloads = [
+                    child_attributes_response(question.child, _versions(child, question.keys), at_ms=at_ms)
+                    for question, child in zip(questions, loaded.children, strict=True)
+                    if child is not None
+                ]
+                self._context.metrics.questions["unknown_device"] += len(questions) - len(payloads)
+                answer = self._answer(message, loaded.gateway, payloads)
+        except Exception:  # noqa: BLE001 - logged there
+            self._context.note_fault()
+        self._context.finish(message, answer)
+
+    def _may_ask(self, address: Address, device: DeviceState | None) -> bool:
+        word = None
+        if device is None:
+            word = "unknown_device"
+        elif address.device_type not in (None, device.device_type):
+            word = "type_differs"
+        if word is not None:
+            self._context.metrics.questions[word] += 1
+        return word is None
+
+    def _answer(self, message: Message, speaking: DeviceState, payloads: Sequence[bytes]) -> bytes:
+        """The question rewritten into the first answer; the others are published."""
+        address, qos = message.address, min(message.publish.qos, 2)
+        answer, options = IGNORE, self._context.options
+        topic = options.dialect.answer_topic(address, speaking.device_type, Channel.ATTRIBUTES_GET_RESPONSE)
+        if topic is None:
+            self._context.metrics.questions["no_topic"] += len(payloads)
+            return answer
+        self._context.metrics.questions["answered"] += len(payloads)
+        for payload in payloads:
+            if answer is IGNORE and options.reply == "rewrite":
+                answer = rewrite(topic, payload, qos)
+            else:
+                self._commands.publish(topic, payload, qos)
+        return answer
+
+
+def _versions(device: DeviceState, keys: frozenset[str] | None) -> dict[str, str]:
+    return {
+        attribute: version.text for attribute, version in device.versions.items() if keys is None or attribute in keys
+    }
