@@ -13,6 +13,8 @@ from ota_hook.errors import InputError
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
+_CURSOR_MAX_CHARS: Final = 1024
+"""A child's identifier of 512 bytes, and the number of its bucket, in base64."""
 
 T = TypeVar("T")
 
@@ -22,7 +24,9 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cursor: Annotated[str | None, Field(max_length=512, description="`next_cursor` of the page before.")] = None
+    cursor: Annotated[
+        str | None, Field(max_length=_CURSOR_MAX_CHARS, description="`next_cursor` of the page before.")
+    ] = None
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Entries per page.")] = DEFAULT_LIMIT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ devices = typer.Typer(help="Devices: register, look at, import, export.", no_arg
 
 DeviceArgument = Annotated[str, typer.Argument(metavar="ID", help="The device's identifier.", show_default=False)]
 TagFilter = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With this tag alone.", show_default=False)]
+_COUNTED_MAX: Final = 10_000
+"""Of a gateway's children so many are counted: each thousand is a request."""
 
 _DEVICE_COLUMNS: Final = (
     Column("identifier"),
@@ -42,6 +45,10 @@ def list_devices(
     online: Annotated[
         bool | None, typer.Option("--online/--offline", help="Who is connected, or who is not.", show_default=False)
     ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option("--gateway", metavar="ID", help="The children of this device alone.", show_default=False),
+    ] = None,
     limit: LimitOption = None,
 ) -> None:
     """List devices with the versions that they reported. For many, `devices export` is quicker.
@@ -49,9 +56,11 @@ def list_devices(
     \b
     Example: ota-hook devices list --type tracker --limit 20
     Example: ota-hook devices list --offline
+    Example: ota-hook devices list --gateway DU_7VFGiJjjv8QoS
     """
     require_type(session, device_type)
-    entries = session.api.each(session.path("devices"), type=device_type, tag=tag, online=online)
+    path = session.path("devices")
+    entries = session.api.each(path, type=device_type, tag=tag, online=online, gateway=gateway)
     session.show_list(entries, _DEVICE_COLUMNS, _device_row, limit=limit)
 
 
@@ -69,10 +78,14 @@ def _versions_text(versions: dict[str, str]) -> str:
 @devices.command("show")
 @catalogue_command
 def show_device(session: Session, *, identifier: DeviceArgument) -> None:
-    """Show one device: its versions, its open offers and what became of the last ones.
+    """Show one device: its versions, its open offers and what became of the last ones; of a gateway how many children
+    it has, of a child its gateway.
+
+    A child is GATEWAY/ADDRESS; in an address / is spelled %2F, and % is %25.
 
     \b
     Example: ota-hook devices show DU_7VFGiJjjv8QoS
+    Example: ota-hook devices show DU_7VFGiJjjv8QoS/ADDR1
     """
     document = session.api.get(session.path("devices", identifier))
     offers = list(session.api.each(session.path("offers"), device=identifier))
@@ -83,6 +96,10 @@ def show_device(session: Session, *, identifier: DeviceArgument) -> None:
     facts = [("identifier", document["identifier"]), ("type", document["type"])]
     if document["online"] is not None:
         facts.append(("online", yes_no(document["online"])))
+    if document["gateway"] is not None:
+        facts.append(("gateway", document["gateway"]))
+    elif children := _count_children(session, identifier):
+        facts.append(("children", f"{children:,}" if children < _COUNTED_MAX else f"{children:,} and perhaps more"))
     if document["tags"]:
         facts.append(("tags", ", ".join(document["tags"])))
     for attribute, text in document["versions"].items():
@@ -94,6 +111,11 @@ def show_device(session: Session, *, identifier: DeviceArgument) -> None:
     if offers:
         session.terminal.say("")
         session.terminal.table(_OFFER_COLUMNS, map(_offer_row, offers))
+
+
+def _count_children(session: Session, gateway: str) -> int:
+    entries = session.api.each(session.path("devices"), gateway=gateway)
+    return sum(1 for _ in itertools.islice(entries, _COUNTED_MAX))
 
 
 _OFFER_COLUMNS: Final = (
@@ -180,14 +202,20 @@ def _read_version(text: str) -> tuple[str, str | None]:
 
 @devices.command("delete")
 @catalogue_command
-def delete_device(session: Session, *, identifier: DeviceArgument) -> None:
-    """Forget a device, its offers and its history.
+def delete_device(
+    session: Session,
+    *,
+    identifier: DeviceArgument,
+    children: Annotated[bool, typer.Option("--children", help="And every device that is behind it.")] = False,
+) -> None:
+    """Forget a device, its offers and its history. A gateway's children stay, unless --children says otherwise.
 
     \b
     Example: ota-hook devices delete DU_7VFGiJjjv8QoS
     """
-    session.api.delete(session.path("devices", identifier))
-    session.answer({"deleted": identifier}, f"The device {identifier!r} is deleted.")
+    session.api.delete(session.path("devices", identifier), children=children or None)
+    what = "and all behind it are" if children else "is"
+    session.answer({"deleted": identifier}, f"The device {identifier!r} {what} deleted.")
 
 
 @devices.command("import")

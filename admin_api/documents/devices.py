@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from admin_api.documents.fields import Attribute, Document, Identifier, Key, Tag, Version, checked_by, rfc3339
 from ota_hook.admission.device_types import VERSION_ATTRIBUTES_MAX
 from ota_hook.admission.texts import check_distinct
+from ota_hook.identifiers import gateway_of
 from ota_hook.model import TAGS_MAX, DeviceState, OpenOffer, SettledOffer
 
 Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX), checked_by(check_distinct)]
@@ -53,15 +54,17 @@ class DevicePatch(Document):
 
 
 class DeviceOut(BaseModel):
-    """A device. `versions_reported_at` is null for a version that an operator set.
+    """A device. `gateway` is the device that speaks for it, null for one that speaks for itself.
+    `versions_reported_at` is null for a version that an operator set.
 
-    `online`: the broker told last that it is connected, and it has given a sign of life within seven days; null where
-    the broker is not asked (`OTA_HOOK_PRESENCE`).
+    `online`: the broker told last that it, or its gateway, is connected, and it has given a sign of life within seven
+    days; null where the broker is not asked (`OTA_HOOK_PRESENCE`).
     `exhausted_firmware` was tried too often in vain and is not offered any more (`/attempts`).
     """
 
     identifier: str
     type: str
+    gateway: str | None
     versions: dict[str, str]
     versions_reported_at: dict[str, str | None]
     tags: list[str]
@@ -74,6 +77,7 @@ class DeviceOut(BaseModel):
         return cls(
             identifier=device.identifier,
             type=device.device_type,
+            gateway=gateway if (gateway := gateway_of(device.identifier)) != device.identifier else None,
             versions={attribute: version.text for attribute, version in ordered.items()},
             versions_reported_at={
                 attribute: rfc3339(version.reported_at_ms) if version.reported_at_ms else None

@@ -26,7 +26,7 @@ from admin_api.pagination import Page, PageQuery
 from admin_api.patches import check_patch
 from ota_hook.admission.texts import check_identifier
 from ota_hook.errors import ConflictError, InputError, NotFound
-from ota_hook.identifiers import is_identifier
+from ota_hook.identifiers import is_direct_identifier, is_identifier
 from ota_hook.model import DeviceState
 from ota_hook.ports.devices import StoredDevice
 from ota_hook.presence import is_online
@@ -41,11 +41,20 @@ _EMPTY_PAGES_MAX: Final = 10
 
 
 class DeviceQuery(PageQuery):
-    """Which devices."""
+    """Which devices. `gateway`: its children alone."""
 
     type: str | None = None
     tag: str | None = None
     online: bool | None = None
+    gateway: str | None = None
+
+
+class DeletionQuery(BaseModel):
+    """`children`: and every device that is behind it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    children: bool = False
 
 
 class OfferQuery(PageQuery):
@@ -121,17 +130,20 @@ def _identifier_in_path(identifier: str, in_body: str | None) -> str:
 @router.get(
     "/devices",
     summary="List devices, in no useful order",
-    description="With `online` a page may have fewer entries than `limit`, or none; there are more while `next_cursor`"
-    " is not null.",
+    description="With `gateway` the children of that device, in the order of their identifiers; the device itself need"
+    " not be registered (any more). With `online` a page may have fewer entries than `limit`, or none; there are more"
+    " while `next_cursor` is not null.",
     responses=documented(Page[DeviceOut], 200) | problems(),
 )
 async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()]) -> Response:
     if query.online is not None and context.connections is None:
         raise InputError("Who is online is not known.", mend="Set OTA_HOOK_PRESENCE=true.", field="online")
+    if query.gateway is not None and not is_direct_identifier(query.gateway):
+        raise InputError("A gateway is a direct device: what it names is none.", field="gateway")
     cursor, pages = query.cursor, 0
     while True:
         devices, cursor = await context.devices.page_devices(
-            cursor=cursor, limit=query.limit, device_type=query.type, tag=query.tag
+            cursor=cursor, limit=query.limit, device_type=query.type, tag=query.tag, gateway=query.gateway
         )
         shown = [device for device in await _show(context, devices) if query.online in (None, device.online)]
         pages += 1
@@ -143,6 +155,8 @@ async def list_devices(context: Context, query: Annotated[DeviceQuery, Query()])
     "/devices",
     status_code=HTTPStatus.CREATED,
     summary="Register a device",
+    description="A gateway's child is `GATEWAY/ADDRESS`, or `GATEWAY/ADDRESS/ADDRESS…`; in an address `/` is spelled"
+    " `%2F` and `%` is `%25`. Its gateway need not be registered yet; until it is it speaks for nobody.",
     responses=documented(DeviceOut, 201) | problems(409),
 )
 async def create_device(context: Context, request: Request, body: NewDevice) -> Response:
@@ -160,6 +174,8 @@ async def create_device(context: Context, request: Request, body: NewDevice) -> 
 @router.get(
     "/devices/{identifier:path}",
     summary="Read a device",
+    description="The identifier is one part of the address, percent-encoded: `GW/a%2Fb` is `/devices/GW%2Fa%252Fb`."
+    " The `/` between a gateway and an address may stand as it is: `/devices/GW/a%252Fb`.",
     responses=documented(DeviceOut, 200, 304) | problems(404, 409, 412),
 )
 async def read_device(context: Context, identifier: str, conditions: Conditions) -> Response:
@@ -218,12 +234,20 @@ async def patch_device(
     "/devices/{identifier:path}",
     status_code=HTTPStatus.NO_CONTENT,
     summary="Forget a device, its offers and its history",
+    description="The children of a gateway stay, and nobody speaks for them until it is registered again. With"
+    " `children=true` they are forgotten too, after the gateway, some hundred at a time: where the request breaks off,"
+    " the same one again forgets the others. Conditions are those of the device itself.",
     responses=documented(None, 204) | problems(404, 412),
 )
-async def delete_device(context: Context, identifier: str, conditions: Conditions) -> Response:
-    if not is_identifier(identifier) or not await context.devices.delete_device(
-        identifier, expected=conditions.expect_device()
-    ):
+async def delete_device(
+    context: Context, identifier: str, query: Annotated[DeletionQuery, Query()], conditions: Conditions
+) -> Response:
+    if not is_identifier(identifier):
+        raise _not_there(identifier)
+    # In this order: what is not registered registers no children.
+    existed = await context.devices.delete_device(identifier, expected=conditions.expect_device())
+    had_children = query.children and await context.devices.delete_children(identifier) > 0
+    if not existed and not had_children:
         raise _not_there(identifier)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

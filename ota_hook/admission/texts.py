@@ -11,7 +11,7 @@ from typing import Final
 
 from ota_hook._versions import version_key
 from ota_hook.errors import InputError
-from ota_hook.identifiers import ADDRESS_MAX_BYTES, CHILD_MAX_BYTES, DEPTH_MAX, is_identifier
+from ota_hook.identifiers import ADDRESS_MAX_BYTES, CHILD_MAX_BYTES, DEPTH_MAX, IDENTIFIER_MAX_BYTES, is_identifier
 from ota_hook.model import TAG_MAX_BYTES, VERSION_MAX_BYTES, VersionScheme, is_tag
 
 NAME_MAX_CHARS: Final = 128
@@ -90,10 +90,13 @@ def check_identifier(text: str) -> str:
     if "/" in text:
         raise InputError(
             f"{shown(text)} is no child's identifier: GATEWAY/ADDRESS, with up to {DEPTH_MAX} addresses of 1 to"
-            f" {ADDRESS_MAX_BYTES} bytes without control characters, in each `/` written %2F and `%` written %25,"
-            f" {CHILD_MAX_BYTES} bytes in all at most."
+            f" {ADDRESS_MAX_BYTES} bytes without control characters and blank ends, in each `/` written %2F and `%`"
+            f" written %25, {CHILD_MAX_BYTES} bytes in all at most."
         )
-    raise InputError(f"{shown(text)} is no identifier: 1 to 128 bytes without / + # % and control characters.")
+    raise InputError(
+        f"{shown(text)} is no identifier: 1 to {IDENTIFIER_MAX_BYTES} bytes without / + # % and control characters;"
+        " a gateway's child is GATEWAY/ADDRESS."
+    )
 
 
 def check_tag(text: str) -> str:

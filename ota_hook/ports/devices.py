@@ -103,6 +103,13 @@ class DeviceStore(Protocol):
         """Forget the device, its open offers and its history. Returns whether it existed."""
         ...
 
+    async def delete_children(self, identifier: str) -> int:
+        """Forget every device that is behind this one, as `delete_device` does, batch by batch: how many there were.
+
+        It may be done again, and one that comes meanwhile may stay.
+        """
+        ...
+
     async def create_device(
         self, identifier: str, device_type: str, versions: Mapping[str, str], tags: tuple[str, ...] = ()
     ) -> bool:
@@ -151,7 +158,16 @@ class DeviceStore(Protocol):
         ...
 
     async def page_devices(
-        self, *, cursor: str | None, limit: int, device_type: str | None = None, tag: str | None = None
+        self,
+        *,
+        cursor: str | None,
+        limit: int,
+        device_type: str | None = None,
+        tag: str | None = None,
+        gateway: str | None = None,
     ) -> tuple[list[DeviceState], str | None]:
-        """A page and the cursor of the next (None at the end). An unreadable cursor raises InputError."""
+        """A page and the cursor of the next (None at the end). An unreadable cursor raises InputError.
+
+        With `gateway` its children alone, whether it is registered or not.
+        """
         ...

@@ -55,13 +55,14 @@ def write_cursor(bucket: int, identifier: bytes) -> str:
     return base64.urlsafe_b64encode(b"%d/%b" % (bucket, identifier)).decode().rstrip("=")
 
 
-def read_cursor(cursor: str) -> tuple[int, bytes]:
-    """What `write_cursor` was given. Raises InputError for anything else."""
+def read_cursor(cursor: str, *, only: int | None = None) -> tuple[int, bytes]:
+    """What `write_cursor` was given, in the bucket `only` where that is named. Raises InputError for anything else."""
     try:
         decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (ValueError, binascii.Error):
         decoded = b""
     bucket, slash, identifier = decoded.partition(b"/")
-    if not slash or not bucket.isdigit() or len(bucket) > _CURSOR_DIGITS:
+    is_place = slash and bucket.isdigit() and len(bucket) <= _CURSOR_DIGITS
+    if not is_place or only not in (None, int(bucket)):
         raise InputError("The cursor is not one of this list.", mend="Start without one.", field="cursor")
     return int(bucket), identifier

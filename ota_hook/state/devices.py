@@ -49,6 +49,7 @@ DEFAULT_REFRESH_MS: Final = 3_600_000
 """A device that reports the same for ever costs one write an hour."""
 
 _LOAD_BATCH: Final = 500
+_DELETE_BATCH: Final = 500
 _SCAN_BATCH: Final = 64
 """Buckets per round trip of a scan, and the next are asked for ahead. Redis reads them at once, and device messages
 wait so long: a millisecond or two where there is a million devices.
@@ -181,6 +182,23 @@ class RedisDevices:
         await count_cancelled(self._redis, self._keys, cancelled)
         return bool(existed)
 
+    async def delete_children(self, identifier: str) -> int:
+        """See ports.devices.DeviceStore. One reading of the bucket, then a round trip for 500."""
+        bucket, prefix = self._keys.bucket_of(identifier), as_bytes(f"{identifier}/")
+        touched = self._touched(identifier)
+        deleted = 0
+        async with aclosing(self._bucket(bucket)) as buckets:
+            names = [name async for _, blob in buckets for name, _ in unpack_bucket(blob) if name.startswith(prefix)]
+        for start in range(0, len(names), _DELETE_BATCH):
+            calls: list[Call] = [
+                ((*touched, self._keys.history_of(bucket, name), self._keys.attempts(bucket)), (b"", b"", name))
+                for name in names[start : start + _DELETE_BATCH]
+            ]
+            results = await self._writer.write_or_fail(DELETE, calls)
+            deleted += sum(existed for existed, _ in results)
+            await count_cancelled(self._redis, self._keys, [one for _, cancelled in results for one in cancelled])
+        return deleted
+
     async def scan_buckets(self, first: int = 0) -> AsyncGenerator[tuple[int, bytes]]:
         """See ports.devices.DeviceStore. Each is read at one moment; see records.unpack_bucket for what is in it."""
         async with aclosing(self._buckets(first)) as buckets:
@@ -203,19 +221,28 @@ class RedisDevices:
                     yield device
 
     async def page_devices(
-        self, *, cursor: str | None, limit: int, device_type: str | None = None, tag: str | None = None
+        self,
+        *,
+        cursor: str | None,
+        limit: int,
+        device_type: str | None = None,
+        tag: str | None = None,
+        gateway: str | None = None,
     ) -> tuple[list[DeviceState], str | None]:
         """See ports.devices.DeviceStore.
 
         Ordered by bucket, then identifier: a page is never shifted by what comes or goes.
 
-        Reads on until the page is full or the devices end, so a rare type or tag costs a reading of all.
+        Reads on until the page is full or the devices end, so a rare type or tag costs a reading of all. A gateway's
+        children are in one bucket, which alone is read.
         """
-        first, after = read_cursor(cursor) if cursor else (0, b"")
-        wanted = _Wanted(device_type, tag)
+        only = self._keys.bucket_of(gateway) if gateway is not None else None
+        first, after = read_cursor(cursor, only=only) if cursor else (0, b"")
+        wanted = _Wanted(device_type, tag, behind=gateway)
         page: list[DeviceState] = []
         last = (first, after)
-        async with aclosing(self._buckets(first)) as buckets:
+        reading = self._buckets(first) if only is None else self._bucket(only)
+        async with aclosing(reading) as buckets:
             async for bucket, blob in buckets:
                 for identifier, packed in sorted(unpack_bucket(blob)):
                     if bucket == first and identifier <= after:
@@ -229,16 +256,26 @@ class RedisDevices:
                     last = (bucket, identifier)
         return page, None
 
+    async def _bucket(self, number: int) -> AsyncGenerator[tuple[int, bytes]]:
+        """That bucket alone, as `_buckets` gives it."""
+        with redis_errors("reading devices"):
+            for blob in await self._read_buckets([number]):
+                if self._has_devices(number, blob):
+                    yield number, blob
+
     async def _buckets(self, first: int) -> AsyncGenerator[tuple[int, bytes]]:
         """The number and the blob of each bucket with devices, from `first` on."""
         with redis_errors("reading devices"):
             async with aclosing(self._read_ahead(first)) as batches:
                 async for batch, reading in batches:
                     for bucket, blob in zip(batch, await reading, strict=True):
-                        if blob == UNREADABLE_BUCKET:
-                            _log.error("bucket_unreadable", key=self._keys.devices(bucket))
-                        if blob:
+                        if self._has_devices(bucket, blob):
                             yield bucket, blob
+
+    def _has_devices(self, bucket: int, blob: bytes) -> bool:
+        if blob == UNREADABLE_BUCKET:
+            _log.error("bucket_unreadable", key=self._keys.devices(bucket))
+        return bool(blob)
 
     async def _read_ahead(self, first: int) -> AsyncGenerator[tuple[list[int], asyncio.Task[list[bytes]]]]:
         """Batches of buckets with their blobs to come; the next batch is asked for before one is looked at."""
@@ -280,8 +317,14 @@ class _Wanted:
     """Which devices a scan is about; most others are told by their bytes alone."""
 
     def __init__(
-        self, device_type: str | None, tag: str | None, on_unreadable: Callable[[str], None] | None = None
+        self,
+        device_type: str | None,
+        tag: str | None,
+        on_unreadable: Callable[[str], None] | None = None,
+        *,
+        behind: str | None = None,
     ) -> None:
+        self._behind = as_bytes(f"{behind}/") if behind is not None else b""
         self._prefix = type_prefix(device_type) if device_type is not None else b""
         self._tag = tag
         self._tag_bytes = as_bytes(tag) if tag is not None else b""
@@ -291,6 +334,8 @@ class _Wanted:
     def unpack(self, identifier: bytes, packed: bytes) -> DeviceState | None:
         """The device, None for another and for one that can't be read."""
         if not may_be_of_type(packed, self._prefix) or self._tag_bytes not in packed:
+            return None
+        if not identifier.startswith(self._behind):
             return None
         device = read_device(identifier, packed)
         if device is None:

@@ -299,7 +299,7 @@ async def test_what_is_wrong_with_a_body_is_said_in_plain_words(admin: Admin, bo
         ("limit=1001", "`limit` must be at most 1000."),
         ("colour=1", "`colour`: there is no such parameter."),
         ("enabled=maybe", "`enabled` must be true or false."),
-        ("cursor=" + "x" * 513, "`cursor` must have at most 512 characters."),
+        ("cursor=" + "x" * 1025, "`cursor` must have at most 1024 characters."),
     ],
 )
 async def test_what_is_wrong_with_a_query_is_said_in_plain_words(admin: Admin, query: str, detail: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from admin_api.bodies import CSV, NDJSON
 from admin_api.device_lines import CsvOutput, DeviceLines, NdjsonOutput
 from ota_hook.errors import InputError
-from ota_hook.identifiers import is_direct_identifier
+from ota_hook.identifiers import is_direct_identifier, is_identifier
 from ota_hook.model import DeviceState, DeviceType, ReportedVersion, is_tag
 from ota_hook.ports.devices import DeviceEntry
 from tests.doubles import FixedSnapshot, make_snapshot
@@ -25,7 +25,9 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=4,
 )
-identifiers = st.text(min_size=1, max_size=130).filter(is_direct_identifier)
+gateways = st.text(min_size=1, max_size=130).filter(is_direct_identifier)
+children = st.builds("{}/{}".format, gateways, st.text(min_size=1, max_size=130)).filter(is_identifier)
+identifiers = gateways | children
 texts = (
     st.text(string.printable + "é设", min_size=1, max_size=8)
     .map(lambda text: f"1{text}1".strip())
@@ -36,7 +38,7 @@ tags = st.lists(st.text(min_size=1, max_size=8).filter(is_tag), unique=True, max
 documents = anything | st.fixed_dictionaries(
     {},
     optional={
-        "identifier": identifiers | st.sampled_from(["", "a/b", "x" * 129]) | anything,
+        "identifier": identifiers | st.sampled_from(["", "a//b", "a/%", "x" * 129]) | anything,
         "type": st.sampled_from(["tracker", "tracker", "other"]) | anything,
         "versions": st.dictionaries(attributes | st.text(max_size=3), texts | st.sampled_from([" 1 ", "x"]) | anything)
         | anything,

@@ -109,15 +109,22 @@ def test_a_bad_attribute_is_refused(text: str) -> None:
         check_attribute(text)
 
 
-def test_a_child_is_named_by_its_gateway_and_addresses() -> None:
-    assert check_identifier("GW/ADDR1/a%2Fb") == "GW/ADDR1/a%2Fb"
-    with pytest.raises(InputError, match="no child's identifier: GATEWAY/ADDRESS"):
-        check_identifier("GW//a")
+@pytest.mark.parametrize("text", ["DU_1", "GW/ADDR", "GW/a%2Fb/100%25", "采集器/仪表 1/+#"])
+def test_a_direct_device_and_a_child_have_identifiers(text: str) -> None:
+    assert check_identifier(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "a+b", "a#", "a%", "a\x01", "d" * 129])
-def test_a_bad_identifier_is_refused(text: str) -> None:
-    with pytest.raises(InputError):
+def test_a_bad_identifier_is_refused_and_both_kinds_are_told(text: str) -> None:
+    with pytest.raises(InputError, match=r"without / \+ # % .* a gateway's child is GATEWAY/ADDRESS"):
+        check_identifier(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["/a", "GW/", "GW//a", "G+/a", "GW/a%", "GW/a%2fb", "GW/ a", "GW/a\x01", "GW" + "/a" * 9]
+)
+def test_a_bad_identifier_of_a_child_is_refused_with_how_one_is_spelled(text: str) -> None:
+    with pytest.raises(InputError, match=r"GATEWAY/ADDRESS.*`/` written %2F and `%` written %25"):
         check_identifier(text)
 
 
