@@ -191,6 +191,28 @@ def test_a_bad_line_of_csv_says_what_to_do(operator: Operator) -> None:
     ]
 
 
+def test_children_are_listed_shown_and_deleted_with_their_gateway(operator: Operator) -> None:
+    children = ["gw1/1", "gw1/a%2Fb", "gw1/仪表/#1"]
+    operator.run("types", "put", "sited")
+    for device in ("gw1", *children):
+        operator.run("devices", "put", device, "--type", "sited")
+    assert [entry["identifier"] for entry in operator.ask("devices", "list", "--gateway", "gw1")] == children
+    assert operator.ask("devices", "list", "--gateway", "gw2") == []
+    shown = [line.split() for line in operator.run("devices", "show", "gw1").stdout.splitlines()]
+    assert ["children", "3"] in shown
+    shown = [line.split() for line in operator.run("devices", "show", "gw1/a%2Fb").stdout.splitlines()]
+    assert ["gateway", "gw1"] in shown
+    assert operator.ask("devices", "show", "gw1/a%2Fb")["gateway"] == "gw1"
+    assert "written %2F" in operator.refused("devices", "put", "gw1/50%", "--type", "sited")
+    assert "direct device" in operator.refused("devices", "list", "--gateway", "gw1/1")
+    operator.run("devices", "delete", "gw1")
+    assert len(operator.ask("devices", "list", "--gateway", "gw1")) == 3
+    done = operator.run("devices", "delete", "gw1", "--children")
+    assert done.stdout == "The device 'gw1' and all behind it are deleted.\n"
+    assert operator.ask("devices", "list", "--gateway", "gw1") == []
+    assert "There is no device 'gw1'." in operator.refused("devices", "delete", "gw1", "--children")
+
+
 def test_tags_are_given_shown_and_taken_away(operator: Operator) -> None:
     operator.run("types", "put", "tagged")
     operator.run("devices", "put", "g1", "--type", "tagged", "--tag", "trial", "--tag", "上海")
