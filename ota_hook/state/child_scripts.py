@@ -116,6 +116,7 @@ CHILD_CAME: Final = Script(
 local gateway, identifier, form, product = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local now, patience, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local function has_room()
+  if most == 0 then return false end
   if redis.call('HLEN', KEYS[1]) + redis.call('HLEN', KEYS[2]) < most then return true end
   local prefix, count = gateway .. '/', 0
   for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
@@ -144,7 +145,8 @@ come_back(identifier, KEYS[3], now, patience, true, again)
 return {{'{ChildCame.KNOWN}', again}}
 """
 )
-"""Answers what became of it, and identifier, run and chunk of each command that did not reach the child.
+"""Answers what became of it, and identifier, run and chunk of each command that did not reach the child. Children are
+counted where the bucket has as many devices as a gateway may have children, and not where there may be 0.
 
 An identifier that the compact hash holds as well is in the long one with it, and counts once."""
 
@@ -192,7 +194,7 @@ def child_came_call(
     patience_ms: int,
     children_max: int,
 ) -> Call:
-    """The keys and arguments of CHILD_CAME."""
+    """The keys and arguments of CHILD_CAME; with `children_max` 0 it registers nobody."""
     return _touched(keys, gateway), (
         *(as_bytes(gateway), as_bytes(identifier), form_mark(identifier, form), as_bytes(product or "")),
         *(at_ms, patience_ms, children_max),

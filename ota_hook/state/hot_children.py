@@ -5,6 +5,7 @@ The same records as hot.py's: a child is a device in its gateway's bucket. Must 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -49,6 +50,10 @@ from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.pipe import pack
 from ota_hook.state.records import COMPACT_MAX_BYTES
 
+FULL_S: Final = 10.0
+"""A gateway with too many children is not counted again for so long: with very many that takes Redis milliseconds."""
+_FULL_MAX: Final = 10_000
+"""Of so many gateways it is remembered."""
 SCRIPTS: Final = tuple(script.text for script in (STORE_CHILDREN, CHILD_CAME, NOTE_FORM))
 """What every pipe makes sure that Redis knows."""
 
@@ -81,6 +86,7 @@ class HotChildren:
         self._refresh_ms = refresh_ms
         self._patience_ms = patience_ms
         self._keepers = Keepers()
+        self._full_until_s: dict[str, float] = {}
 
     def load_children(self, gateway: str, identifiers: Sequence[str], done: ChildrenDone) -> None:
         """See ports.device_messages.ChildStates. A second round trip for states that do not fit the compact hash.
@@ -188,12 +194,13 @@ class HotChildren:
         self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
     ) -> None:
         """See ports.device_messages.ChildStates."""
+        children_max = 0 if self._is_full(gateway) else self._children_max
         call = child_came_call(
             *(self._keys, gateway, identifier, form),
             product=product,
             at_ms=at_ms,
             patience_ms=self._patience_ms,
-            children_max=self._children_max,
+            children_max=children_max,
         )
 
         def read(reply: Any) -> None:  # noqa: ANN401
@@ -204,10 +211,25 @@ class HotChildren:
             if word == UNREADABLE:
                 done(unreadable(f"the record of {identifier!r} is none"))
                 return
+            came = ChildCame(word.decode())
+            if came is ChildCame.TOO_MANY and children_max:
+                self._note_full(gateway)
             tell_again(self._pipes, self._keys, again, at_ms=at_ms)
-            done(ChildCame(word.decode()))
+            done(came)
 
         run_script(self._pipes, CHILD_CAME, call, read)
+
+    def _is_full(self, gateway: str) -> bool:
+        until_s = self._full_until_s.get(gateway)
+        if until_s is not None and asyncio.get_running_loop().time() >= until_s:
+            del self._full_until_s[gateway]
+            return False
+        return until_s is not None
+
+    def _note_full(self, gateway: str) -> None:
+        self._full_until_s[gateway] = asyncio.get_running_loop().time() + FULL_S
+        if len(self._full_until_s) > _FULL_MAX:
+            del self._full_until_s[next(iter(self._full_until_s))]
 
     def note_form(self, identifier: str, form: ChildForm) -> None:
         """See ports.device_messages.ChildStates."""

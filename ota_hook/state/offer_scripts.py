@@ -99,6 +99,10 @@ TRACK: Final = Script(
 local RANKS = {{{RANKS_LUA}}}
 local identifier, id, module = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local outcome, code, at = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local speaker = ARGV[8]
+if speaker ~= identifier and redis.call('HEXISTS', KEYS[3], speaker) + redis.call('HEXISTS', KEYS[4], speaker) == 0 then
+  return {{0, '', '', 0}}
+end
 local offers, found = read_offers(identifier, KEYS[1]), nil
 for i, offer in ipairs(offers) do
   local fits = id == 0 and (module == '' or offer[MODULE] == module)
@@ -125,7 +129,8 @@ return {{1, offer[FIRMWARE], offer[RUN], offer[CHUNK]}}
 )
 """Brings the open offer with that command id (0: of that module, or the newest) further; an outcome never goes back.
 
-`offered` with a code notes something and changes no outcome. Returns whether anything changed, firmware, run, chunk."""
+`offered` with a code notes something and changes no outcome. Of a child nothing counts while its gateway is not
+registered. Returns whether anything changed, firmware, run, chunk."""
 
 ATTEMPT: Final = Script(
     DEVICE_LUA
@@ -292,7 +297,7 @@ def track_call(keys: Keys, identifier: str, said: Said, *, at_ms: int, attempts_
     named = as_bytes(identifier)
     return _touched_by_outcome(keys, named), (
         *(named, said.command_id or 0, as_bytes(said.module or "")),
-        *(said.outcome.value, as_bytes(said.code), at_ms, attempts_max),
+        *(said.outcome.value, as_bytes(said.code), at_ms, attempts_max, as_bytes(gateway_of(identifier))),
     )
 
 

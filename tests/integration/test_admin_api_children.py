@@ -305,7 +305,7 @@ async def test_deleting_children_may_be_done_again_and_ends_where_nobody_is(admi
     assert (await admin.api.delete("/devices/GW?children=true")).status_code == 204
     problem(await admin.api.delete("/devices/GW?children=true"), 404)
     problem(await admin.api.delete("/devices/GW?children=perhaps"), 422)
-    problem(await admin.api.delete("/devices/GW?childs=true"), 422)
+    problem(await admin.api.delete("/devices/GW?child=true"), 422)
 
 
 async def test_children_stay_where_the_gateway_is_not_as_expected(admin: Admin) -> None:

@@ -17,6 +17,7 @@ from ota_hook.identifiers import gateway_of
 from ota_hook.model import ChildForm, DeviceState, Family, OpenOffer, Outcome, ReportedVersion
 from ota_hook.ports.device_messages import ChildCame, ChildrenReported, LoadedChildren, Report, StoredChildren
 from ota_hook.progress import Said
+from ota_hook.state import hot_children
 from ota_hook.state.attempts import RedisAttempts
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.hot import HotPresence
@@ -310,6 +311,23 @@ async def test_a_child_reports_by_itself_where_its_report_is_late(site: Site) ->
     assert await site.devices.load_device(f"{GW}/stranger") is None
 
 
+async def test_what_is_said_of_a_childs_offer_counts_while_its_gateway_is_registered(site: Site) -> None:
+    await site.register(SHORT, LONG_NAME, version="1.0")
+    said = Said(None, None, Outcome.REJECTED, "")
+    for child in (SHORT, LONG_NAME):
+        await site.hot.record(child, OFFER)
+    await site.devices.delete_device(GW)
+    for child in (SHORT, LONG_NAME):
+        site.hot.offers.track_offer(child, said, at_ms=1)
+        await site.hot.noted()
+        assert (await site.state(child)).open_offers == (OFFER,)
+    await site.register()
+    for child in (SHORT, LONG_NAME):
+        site.hot.offers.track_offer(child, said, at_ms=1)
+        await site.hot.noted()
+        assert (await site.state(child)).open_offers == ()
+
+
 # ---- loading
 
 
@@ -415,16 +433,16 @@ async def test_a_child_of_another_type_is_left_alone(site: Site, content: Conten
     assert await content() == before
 
 
-async def test_a_gateway_registers_so_many_children_and_those_of_operators_count(site: Site) -> None:
-    children = replace(site.hot, children=HotChildren(site.hot.pipes, site.keys, children_max=4))
-    site.hot = children
-    other = next(
-        f"gw{number}" for number in range(1_000) if site.keys.bucket_of(f"gw{number}") == site.keys.bucket_of(GW)
-    )
+async def test_a_gateway_registers_so_many_children_and_those_of_operators_count(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.hot = replace(site.hot, children=HotChildren(site.hot.pipes, site.keys, children_max=4))
+    other = neighbour(site)
     await site.register(SHORT, LONG_NAME, *(f"{other}/{number}" for number in range(9)), f"{GW}x/1")
     await site.devices.put_device(SHORT, "sensor", {"version": LONG_TEXT})  # is in both hashes
     assert await site.came(f"{GW}/2", "sensor") is ChildCame.REGISTERED
     assert await site.came(f"{GW}/{'3' * 90}", "sensor") is ChildCame.REGISTERED
+    monkeypatch.setattr(hot_children, "FULL_S", 0.0)
     assert await site.came(f"{GW}/4", "sensor") is ChildCame.TOO_MANY
     assert await site.came(f"{GW}/4") is ChildCame.UNKNOWN_DEVICE
     assert await site.came(SHORT, "sensor") is ChildCame.KNOWN
@@ -434,6 +452,31 @@ async def test_a_gateway_registers_so_many_children_and_those_of_operators_count
     await site.devices.delete_device(LONG_NAME)
     assert await site.came(SHORT, "sensor") is ChildCame.REGISTERED
     assert await site.came(LONG_NAME, "sensor") is ChildCame.TOO_MANY
+
+
+async def test_a_gateway_that_is_full_is_not_counted_again_for_a_while(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.hot = replace(site.hot, children=HotChildren(site.hot.pipes, site.keys, children_max=1))
+    other = neighbour(site)
+    await site.register(SHORT, other)
+    assert await site.came(f"{GW}/2", "sensor") is ChildCame.TOO_MANY
+    await site.devices.delete_device(SHORT)
+    assert await site.came(SHORT, "sensor") is ChildCame.TOO_MANY
+    assert await site.came(f"{other}/1", "sensor") is ChildCame.REGISTERED
+    await site.devices.put_device(SHORT, "sensor", None)
+    assert await site.came(SHORT, "sensor") is ChildCame.KNOWN
+    await site.devices.delete_device(SHORT)
+    loop = asyncio.get_running_loop()
+    later_s = loop.time() + hot_children.FULL_S
+    monkeypatch.setattr(loop, "time", lambda: later_s)
+    assert await site.came(SHORT, "sensor") is ChildCame.REGISTERED
+
+
+def neighbour(site: Site) -> str:
+    """Another gateway in the same bucket."""
+    names = (f"gw{number}" for number in range(1_000))
+    return next(name for name in names if site.keys.bucket_of(name) == site.keys.bucket_of(GW))
 
 
 async def test_a_child_that_comes_back_may_have_tried_and_is_sent_what_did_not_reach_it(site: Site) -> None:
@@ -579,9 +622,7 @@ async def tried(site: Site, *devices: str) -> list[bool]:
 
 
 async def test_a_gateway_that_comes_back_is_sent_what_did_not_reach_its_children(site: Site) -> None:
-    other = next(
-        f"gw{number}" for number in range(1_000) if site.keys.bucket_of(f"gw{number}") == site.keys.bucket_of(GW)
-    )
+    other = neighbour(site)
     waiting = [SHORT, LONG_NAME, f"{GW}/1/2"]
     strangers = [f"{other}/1", f"{GW}x/1", other]
     fresh, checked, far = f"{GW}/fresh", f"{GW}/checked", f"{GW}/far"
