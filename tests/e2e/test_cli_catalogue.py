@@ -296,7 +296,7 @@ def test_a_list_that_is_longer_than_an_upload_takes_follows_it(operator: Operato
     for shown in (firmware, listed, operator.ask("firmware", "show", firmware["id"])):
         assert (len(shown["devices"]), shown["devices_truncated"]) == (1000, True)
 
-    bad = operator.file("bad.txt", "\n".join(names) + "\na/b\n")
+    bad = operator.file("bad.txt", "\n".join(names) + "\na//b\n")
     said = operator.refused(*upload, "2.0", "--devices-file", bad)
     left = ULID.search(said)
     assert left is not None
@@ -361,7 +361,7 @@ def test_a_list_that_is_not_what_its_name_says_is_refused_with_what_to_do(operat
         ("l.ndjson", '"m1"\n[]\n', "Line 2: The line must be"),
         ("m.csv", '{"identifier": "m1"}\n', "--format ndjson"),
         ("n.csv", "Identifier\nm1\n", "Did you mean `identifier`?"),
-        ("o.txt", "m1\nm1/2\n", "Line 2 of the list: 'm1/2' names a gateway's child"),
+        ("o.txt", "m1\nm1//2\n", "Line 2 of the list: 'm1//2' is no child's identifier"),
     ):
         refused = operator.refused("firmware", "devices", firmware, "--set", operator.file(name, content))
         assert said in refused, name
@@ -438,9 +438,9 @@ def test_an_upload_whose_list_is_not_taken_is_for_those_named_beside_it(operator
     operator.run("types", "put", "listless")
     operator.run("devices", "put", "d1", "--type", "listless")
     upload = ("firmware", "upload", operator.file("a.bin", b"firmware"), "--type", "listless", "--version", "1.0")
-    bad = operator.file("bad.csv", "identifier\na/b\n")
+    bad = operator.file("bad.csv", "identifier\na//b\n")
     said = operator.refused(*upload, "--devices-file", bad, "--device", "d1")
-    assert "is uploaded, for 1 device, but its list of devices was not taken: Line 2: 'a/b'" in said
+    assert "is uploaded, for 1 device, but its list of devices was not taken: Line 2: 'a//b'" in said
     assert "--format ndjson" in operator.refused(*upload, "--devices-file", operator.file("bad.txt", '"a"\n'))
     assert [entry["devices"] for entry in operator.ask("firmware", "list", "--type", "listless")] == [["d1"]]
 
@@ -588,7 +588,7 @@ def test_what_the_service_refuses_is_one_line_with_what_to_do(operator: Operator
     firmware = operator.ask(*upload, "1.0.0", "--disabled", "--source-version", "0.9.0")
     assert (firmware["enabled"], firmware["source_versions"]) == (False, ["0.9.0"])
     assert firmware["id"] in operator.refused("types", "delete", "strict")
-    assert operator.refused("devices", "put", "a/b", "--type", "strict").startswith("'a/b' names a gateway's child")
+    assert operator.refused("devices", "put", "a//b", "--type", "strict").startswith("'a//b' is no child's identifier")
     assert "'坏'" in operator.refused("types", "put", "坏")
     assert "'坏'" in operator.refused("types", "show", "坏")
 

@@ -152,7 +152,7 @@ async def test_an_interval_counts_from_now_where_nothing_else_is_said(admin: Adm
         ({"target": {"device_type": "nobody"}}, "target.device_type"),
         ({"target": {"devices": []}}, "target.devices"),
         ({"target": {"devices": ["d1", "d1"]}}, "target.devices"),
-        ({"target": {"devices": ["a/b"]}}, "target.devices.0"),
+        ({"target": {"devices": ["a//b"]}}, "target.devices.0"),
         ({"target": {"devices": [f"d{n}" for n in range(10_001)]}}, "target.devices"),
         ({"target": {"tag": "x"}}, "target.tag"),
         ({"module": "gps"}, "version_attribute"),
