@@ -159,7 +159,13 @@ class Reports:
 
     def _keep_children(self, report: ChildrenReported) -> None:
         for identifier, versions in report.versions.items():
-            self._late.add(Report(device=identifier, versions=versions, reported_at_ms=report.reported_at_ms))
+            late = Report(
+                device=identifier,
+                versions=versions,
+                reported_at_ms=report.reported_at_ms,
+                topic_type=report.topic_type,
+            )
+            self._late.add(late)
 
     def _children_stored(
         self, message: Message, report: ChildrenReported, stored: StoredChildren | DependencyError
