@@ -19,6 +19,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from ota_hook.endings import end_tasks
 from ota_hook.errors import ConfigurationError
 from ota_hook.settings import Listen
 
@@ -101,6 +102,6 @@ async def background(work: Awaitable[None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
+        await end_tasks([task])
         with contextlib.suppress(asyncio.CancelledError):
             await task

@@ -62,8 +62,13 @@ class Commands:
 
     def publish(self, topic: str, payload: bytes, qos: int) -> None:
         """Send beside the event; the broker isn't held for it, and what is lost is asked for again."""
-        if self._context.publisher is None or len(self._waiting) >= WAITING_MAX:
+        if self._context.publisher is None:
             self._context.metrics.unanswered["no_publisher"] += 1
+            if self._context.sampler.take("no_publisher"):
+                self._context.log.warning("no_publisher", topic=topic[:256], mend="set OTA_HOOK_MQTT_URL for the hook")
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self._context.metrics.unanswered["publisher_full"] += 1
             return
         self._waiting.append(Message(topic, payload, qos))
         if self._task is None or self._task.done():

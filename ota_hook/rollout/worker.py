@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from ota_hook.endings import end_tasks
 from ota_hook.errors import OtaHookError
 from ota_hook.model import Outcome
 from ota_hook.ports.runs import RunEvents, RunStore
@@ -33,7 +34,6 @@ _ROUND_S: Final = 0.5
 _TIMER_ROUND_S: Final = 10.0
 _EVENTS: Final = 500
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0)
-_CANCEL_AGAIN_S: Final = 0.1
 
 _log = structlog.get_logger("ota_hook.rollout")
 
@@ -86,8 +86,8 @@ class Worker:
         try:
             await asyncio.wait(loops)
         finally:
-            await _end(loops)
-            await _end(set(self._at_work))
+            await end_tasks(loops)
+            await end_tasks(set(self._at_work))
 
     async def _again_and_again(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
         """For ever; a failure is logged once and tried again."""
@@ -180,11 +180,3 @@ class Worker:
         back = [move.identifier for move in moves if move.outcome is Outcome.PLANNED]
         if back:
             await self._runs.send_again(run_id, chunk, back, now_ms=self._clock_ms())
-
-
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    """Python 3.11's wait_for, which redis-py sends through, can swallow a cancellation: then it comes again."""
-    while tasks:
-        for task in tasks:
-            task.cancel()
-        _, tasks = await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)

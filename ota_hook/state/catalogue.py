@@ -17,6 +17,7 @@ import structlog
 from ulid import ULID
 
 from ota_hook._device_set import DeviceSet
+from ota_hook.endings import end_tasks
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError, OtaHookError
 from ota_hook.model import CatalogueChange, DocumentKind, Firmware
 from ota_hook.snapshot import RefusedDocument, Snapshot
@@ -39,7 +40,6 @@ STREAM_LENGTH: Final = 1_000
 WRITE_PAUSES_SECONDS: Final = (0.0, 0.3)
 """Before each attempt to write one change; the second outlasts a restart of the embedded Redis."""
 
-_CANCEL_AGAIN_SECONDS: Final = 0.1
 _LAST_OF_REVISION: Final = 2**64 - 1
 _KINDS: Final = tuple(DocumentKind)
 _Place = tuple[DocumentKind, str]
@@ -94,10 +94,8 @@ class RedisCatalogue:
 
     async def close(self) -> None:
         """End the task. The snapshot stays as it is."""
-        while self._task is not None and not self._task.done():
-            # Python 3.11's wait_for, which redis-py sends through, can swallow a cancellation.
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_SECONDS)
+        if self._task is not None:
+            await end_tasks([self._task])
         self._task = None
 
     async def change(self, decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> Snapshot:

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 from redis.exceptions import RedisError
 
+from ota_hook.endings import end_tasks
 from ota_hook.errors import DependencyError
 from ota_hook.state import hot, hot_children
 from ota_hook.state.pipe import RedisPipe
@@ -74,8 +75,7 @@ class PipeSet:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
         for pipe in (*self._by_address.values(), self._only):
             await pipe.close()
 

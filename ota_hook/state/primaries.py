@@ -29,6 +29,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from ota_hook.endings import end_tasks
 from ota_hook.state.packing import PACKED
 from ota_hook.state.redis_url import Deployment, RedisUrl, parse_redis_url
 
@@ -191,9 +192,10 @@ class Primaries:
                 if votes[named] * 2 > len(asked):
                     return named
         finally:
+            await end_tasks(asked)
             for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+                if not task.cancelled():
+                    task.exception()
         if not votes:
             # That a login was refused says more than that another Sentinel is down.
             raise next((exc for exc in problems if isinstance(exc, AuthenticationError)), problems[0])

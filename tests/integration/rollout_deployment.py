@@ -19,6 +19,7 @@ from ulid import ULID
 
 from ota_hook.decide import SettleOffer, decide_report
 from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
+from ota_hook.endings import end_tasks
 from ota_hook.errors import DependencyError
 from ota_hook.model import (
     CatalogueChange,
@@ -205,9 +206,7 @@ class Deployment:
         )
 
     async def stop(self) -> None:
-        for task in self._workers:
-            task.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await end_tasks(self._workers)
 
     async def add_devices(self, count: int, *, version: str = "1.0", prefix: str = "d") -> list[str]:
         names = [f"{prefix}{number:05}" for number in range(count)]

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from admin_api.documents.tasks import TaskFields
+from ota_hook.endings import end_tasks
 from ota_hook.model import (
     Interval,
     Once,
@@ -114,8 +115,7 @@ async def test_a_worker_that_is_lost_in_the_middle_is_taken_over_with_the_same_i
     run_id = await deployed.run_now()
     await deployed.until(run_id, lambda run: run.counters.get(Outcome.SENDING, 0) > 0 and run.is_planned)
     await eventually(lambda: bool(deployed.broker.commands))
-    killed.cancel()
-    await asyncio.gather(killed, return_exceptions=True)
+    await end_tasks([killed])
     in_flight = {device for device, _ in deployed.broker.commands}
     deployed.broker.hold = None
     await deployed.start_worker("two")
@@ -222,8 +222,7 @@ async def test_an_outcome_whose_news_was_lost_is_found_when_the_device_would_tim
     worker = await deployed.start_worker()
     run_id = await deployed.run_now()
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
-    worker.cancel()
-    await asyncio.gather(worker, return_exceptions=True)
+    await end_tasks([worker])
     await deployed.report(name, "2.0")
     await deployed.redis.delete(deployed.keys.run_events)
     deployed.shift_ms = 61_000
@@ -609,8 +608,7 @@ async def test_a_notice_is_told_again_until_it_is_heard_with_a_signature_that_pr
     await eventually(lambda: len(heard) == 3, within_s=10)
     await some_rounds()
     assert len(heard) == 3
-    telling.cancel()
-    await asyncio.gather(telling, return_exceptions=True)
+    await end_tasks([telling])
     await webhook.aclose()
     server.close()
     await server.wait_closed()
