@@ -8,6 +8,7 @@ that can't be used is counted, the others count; what is out of bounds spoils th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -44,10 +45,13 @@ class ChildName(NamedTuple):
 
 
 class ChildrenReport(NamedTuple):
-    """The usable versions of each child, how many values of version attributes were bad, and how many children."""
+    """The usable versions of each child, how many values of version attributes were bad, and how many children.
+
+    `listed` are those that were named by a list, the others by a text.
+    """
 
     children: Mapping[Path, Mapping[str, str]]
-    as_list: bool
+    listed: AbstractSet[Path]
     bad_values: int
     bad_children: int
 
@@ -110,25 +114,25 @@ class _Reading:
         self._version_attributes = version_attributes
         self._is_exact = is_exact
         self._children: dict[Path, dict[str, str]] = {}
+        self._listed: set[Path] = set()
         self._seen = 0
         self._bad_values = 0
         self._bad_children = 0
 
     def read(self, document: object, family: Family) -> ChildrenReport:
+        listed: AbstractSet[Path] = self._listed
         if isinstance(document, list):
-            as_list = True
             for entry in document:
                 self._read_entry(entry)
         elif not isinstance(document, dict):
             raise BadMessage("not_an_object")
         elif family is Family.SUB:
-            as_list = True
             self._read_tree((), document)
+            listed = self._children.keys()
         else:
-            as_list = False
             for address, attributes in document.items():
                 self._take((address,), attributes)
-        return ChildrenReport(self._children, as_list, self._bad_values, self._bad_children)
+        return ChildrenReport(self._children, listed, self._bad_values, self._bad_children)
 
     def _read_entry(self, entry: object) -> None:
         """`{"device": …, "attributes": {…}}`; `ts` says nothing here."""
@@ -136,12 +140,16 @@ class _Reading:
             self._count_bad()
             return
         try:
-            path = read_name(entry.get("device")).path
+            path, as_list = read_name(entry.get("device"))
         except BadMessage as exc:
             if exc.reason == "too_deep":
                 raise
             self._count_bad()
             return
+        if as_list:
+            self._listed.add(path)
+        else:
+            self._listed.discard(path)
         self._take(path, entry.get("attributes"), may_be_missing=True)
 
     def _read_tree(self, above: Path, nodes: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ class Reports:
                 bad_children += 1
                 continue
             versions[identifier] = reported
-            forms[identifier] = form_of(address.family, ChildName(path, parsed.as_list))
+            forms[identifier] = form_of(address.family, ChildName(path, as_list=path in parsed.listed))
         metrics.bad_messages["bad_version"] += parsed.bad_values
         metrics.bad_messages["bad_child"] += bad_children
         if not versions:

@@ -36,7 +36,7 @@ def test_a_map_of_one_level_says_what_each_child_runs() -> None:
         VERSIONS,
     )
     assert report.children == {A: {"version": "1.0.0"}, ("ADDR2",): {"mcu_version": "1.10"}}
-    assert (report.as_list, report.bad_values, report.bad_children) == (False, 0, 0)
+    assert (set(report.listed), report.bad_values, report.bad_children) == (set(), 0, 0)
 
 
 def test_a_tree_and_a_flat_list_say_the_same() -> None:
@@ -51,12 +51,18 @@ def test_a_tree_and_a_flat_list_say_the_same() -> None:
     for payload in (tree, flat):
         report = parse_children(payload, Family.SUB, VERSIONS)
         assert report.children == {A: {"version": "1.0.0"}, A_1: {"version": "2.0"}}
-        assert report.as_list
+        assert set(report.listed) == {A, A_1}
 
 
 def test_a_flat_list_may_name_a_child_of_one_level_by_a_text() -> None:
-    report = parse_children(b'[{"device": "ADDR1", "attributes": {"version": "3"}}]', Family.GATEWAY, VERSIONS)
-    assert report.children == {A: {"version": "3"}}
+    flat = (
+        b'[{"device": "ADDR1", "attributes": {"version": "3"}},'
+        b' {"device": ["ADDR1", "ADDR1_1"], "attributes": {"version": "4"}},'
+        b' {"device": ["ADDR2"]}, {"device": "ADDR2", "attributes": {"version": "5"}}]'
+    )
+    report = parse_children(flat, Family.GATEWAY, VERSIONS)
+    assert report.children == {A: {"version": "3"}, A_1: {"version": "4"}, ("ADDR2",): {"version": "5"}}
+    assert set(report.listed) == {A_1}
 
 
 @pytest.mark.parametrize("node", [{}, {"attributes": {}}, {"attributes": None, "sub": None}, {"ts": 1}, {"sub": {}}])
