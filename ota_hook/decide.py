@@ -183,13 +183,18 @@ def decide_report(
     return tuple(decisions)
 
 
-def decide_chunk(device: DeviceState | None, request: ChunkRequest, snapshot: Snapshot) -> ServeChunk | StaySilent:
+def decide_chunk(
+    device: DeviceState | None, request: ChunkRequest, snapshot: Snapshot, *, topic_type: str | None = None
+) -> ServeChunk | StaySilent:
     """A piece of the firmware that the device was offered last for the module, if that is the version it asks for.
 
-    `device` comes with its open offers. What is out of force meanwhile, or ends before the offset, is not served.
+    `device` comes with its open offers; `topic_type` is as in `decide_check`. What is out of force meanwhile, or ends
+    before the offset, is not served.
     """
     if device is None:
         return StaySilent("unknown_device")
+    if topic_type not in (None, device.device_type):
+        return StaySilent("type_differs")
     offers = (offer for offer in device.open_offers if offer.module == request.module)
     offer = next((offer for offer in offers if offer.version == request.version), None)
     firmware = snapshot.firmware.get(offer.firmware_id) if offer is not None else None

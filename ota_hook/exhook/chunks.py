@@ -40,17 +40,46 @@ class Chunks:
         if len(self._tasks) >= UNDER_WAY_MAX:
             self._context.metrics.chunks["busy"] += 1
             return False
-        self._context.devices.load_offered(identifier, partial(self._loaded, message, request))
+        address, devices = message.address, self._context.devices
+        if identifier == address.device:
+            devices.load_offered(identifier, partial(self._loaded, message, request, None))
+        else:
+            devices.load_device(address.device, partial(self._gateway_loaded, message, request, identifier))
         return True
 
-    def _loaded(self, message: Message, request: ChunkRequest, device: DeviceState | DependencyError | None) -> None:
+    def _gateway_loaded(
+        self, message: Message, request: ChunkRequest, child: str, gateway: DeviceState | DependencyError | None
+    ) -> None:
+        word = ""
+        if isinstance(gateway, DependencyError):
+            self._context.note_failure(gateway)
+        elif gateway is None:
+            word = "unknown_gateway"
+        elif message.address.device_type not in (None, gateway.device_type):
+            word = "type_differs"
+        else:
+            self._context.devices.load_offered(child, partial(self._loaded, message, request, gateway))
+            return
+        if word:
+            self._context.metrics.chunks[word] += 1
+        self._context.finish(message, IGNORE)
+
+    def _loaded(
+        self,
+        message: Message,
+        request: ChunkRequest,
+        gateway: DeviceState | None,
+        device: DeviceState | DependencyError | None,
+    ) -> None:
         try:
             if isinstance(device, DependencyError):
                 self._context.note_failure(device)
             else:
-                decision = decide_chunk(device, request, self._context.snapshots.current)
+                topic_type = message.address.device_type if gateway is None else None
+                decision = decide_chunk(device, request, self._context.snapshots.current, topic_type=topic_type)
                 if isinstance(decision, ServeChunk) and device is not None:
-                    task = asyncio.get_running_loop().create_task(self._serve(message, device.identifier, decision))
+                    serving = self._serve(message, gateway or device, device.identifier, decision)
+                    task = asyncio.get_running_loop().create_task(serving)
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                     return
@@ -60,12 +89,12 @@ class Chunks:
             self._context.note_fault()
         self._context.finish(message, IGNORE)
 
-    async def _serve(self, message: Message, identifier: str, chunk: ServeChunk) -> None:
+    async def _serve(self, message: Message, speaking: DeviceState, identifier: str, chunk: ServeChunk) -> None:
         answer = IGNORE
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 data = await self._context.blocks.read(chunk.firmware, chunk.offset, chunk.size_bytes)
-            answer = self._answer(message, chunk, data)
+            answer = self._answer(message, speaking.device_type, chunk, data)
             self._note_progress(identifier, chunk)
         except TimeoutError:
             self._context.metrics.chunks["slow"] += 1
@@ -77,10 +106,10 @@ class Chunks:
         finally:
             self._context.finish(message, answer)
 
-    def _answer(self, message: Message, chunk: ServeChunk, data: bytes) -> bytes:
+    def _answer(self, message: Message, speaking_type: str, chunk: ServeChunk, data: bytes) -> bytes:
         # The bytes carry no device: a gateway gets its children's where it gets its own, and tells them by the id.
         address = message.address._replace(family=Family.DIRECT)
-        topic = self._context.options.dialect.answer_topic(address, chunk.firmware.device_type, Channel.OTA_CHUNK)
+        topic = self._context.options.dialect.answer_topic(address, speaking_type, Channel.OTA_CHUNK)
         if topic is None:
             self._context.metrics.chunks["no_topic"] += 1
             return IGNORE

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ota_hook.dialect import BUILT_IN_DIALECTS, parse_dialect
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.exhook_pb2 import ValuedResponse
 from ota_hook.model import Outcome
@@ -137,6 +138,36 @@ async def test_a_childs_pieces_go_to_its_gateway_under_the_childs_command_id() -
     asked = json.dumps({"device": "A", "event": json.loads(chunk_request(offset=10, length=5))})
     topic, command_id, offset, data = read_chunk(await hook.publish("gateway_event_report/d1", asked))
     assert (topic, command_id, offset, data) == ("ota_chunk/d1", 7, 10, DATA[10:15])
+
+
+async def test_where_topics_name_types_a_childs_pieces_go_to_its_gateways() -> None:
+    hook = await make_offered(dialect=parse_dialect("typed", BUILT_IN_DIALECTS["typed"]))
+    await hook.publish("tracker/d1/event_report", CHECK)
+    device = hook.devices.devices["d1"]
+    hook.devices.devices["d1/A"] = device._replace(identifier="d1/A")
+    hook.devices.devices["d1"] = device._replace(device_type="hub", open_offers=())
+    asked = json.dumps({"device": "A", "event": json.loads(chunk_request(length=5))})
+    assert read_chunk(await hook.publish("hub/d1/gateway_event_report", asked))[0] == "hub/d1/ota_chunk"
+    assert await hook.publish("tracker/d1/gateway_event_report", asked) == IGNORE
+    assert hook.counted("ota_hook_chunks_total", result="type_differs") == 1
+
+
+async def test_under_another_type_than_its_own_a_device_gets_no_bytes() -> None:
+    hook = await make_offered(dialect=parse_dialect("typed", BUILT_IN_DIALECTS["typed"]))
+    await hook.publish("tracker/d1/event_report", CHECK)
+    assert (
+        read_chunk(await hook.publish("tracker/d1/event_report", chunk_request(length=5)))[0] == "tracker/d1/ota_chunk"
+    )
+    assert await hook.publish("hub/d1/event_report", chunk_request(length=5)) == IGNORE
+    assert hook.counted("ota_hook_chunks_total", result="type_differs") == 1
+
+
+async def test_a_gateway_that_is_not_registered_gets_no_bytes_for_its_children() -> None:
+    hook = await make_offered()
+    hook.devices.devices["d1/A"] = hook.devices.devices.pop("d1")._replace(identifier="d1/A")
+    asked = json.dumps({"device": "A", "event": json.loads(chunk_request(length=5))})
+    assert await hook.publish("gateway_event_report/d1", asked) == IGNORE
+    assert hook.counted("ota_hook_chunks_total", result="unknown_gateway") == 1
 
 
 async def test_published_replies_carry_pieces_too() -> None:
