@@ -21,7 +21,7 @@ from ota_hook.identifiers import join_identifier
 from ota_hook.messages import BadMessage, Event, parse_json, read_event, read_event_name, read_list
 from ota_hook.model import DeviceState, Family
 from ota_hook.ports.device_messages import LoadedChildren
-from ota_hook.progress import PROGRESS_EVENT, read_progress
+from ota_hook.progress import PROGRESS_EVENT, Said, read_progress
 
 _DIRECT: Final = Family.DIRECT
 
@@ -67,7 +67,9 @@ class Checks:
             if name == CHUNK_EVENT:
                 return self._chunks.take(message, address.device, Event(name, document))
         events = tuple(map(read_event, read_list(document)))
-        checks = [event.name for event in events if self._is_check(address.device, event)]
+        said: list[tuple[str, Said]] = []
+        checks = [event.name for event in events if self._is_check(address.device, event, said)]
+        self._track(said)
         if not checks or self._is_late(address.device):
             self._results["late_report"] += len(checks)
             self._responses.respond_when_loaded(address, events=len(events))
@@ -79,15 +81,19 @@ class Checks:
         """Answer what is under way."""
         await self._chunks.close()
 
-    def _is_check(self, identifier: str, event: Event) -> bool:
+    def _is_check(self, identifier: str, event: Event, said: list[tuple[str, Said]]) -> bool:
+        """Progress is added to `said`: a later event may spoil the message."""
         if event.name in self._snapshots.current.events:
             return True
         if event.name == PROGRESS_EVENT:
-            said = read_progress(event.document)
-            self._context.offers.track_offer(identifier, said, at_ms=self._context.clock_ms())
+            said.append((identifier, read_progress(event.document)))
         else:
             self._results["no_rule"] += 1
         return False
+
+    def _track(self, said: Sequence[tuple[str, Said]]) -> None:
+        for identifier, one in said:
+            self._context.offers.track_offer(identifier, one, at_ms=self._context.clock_ms())
 
     def _device_loaded(
         self, message: Message, checks: Sequence[str], event_count: int, device: DeviceState | DependencyError | None
@@ -148,14 +154,15 @@ class Checks:
         named = [(_identifier_of(gateway, event.child), event) for event in events]
         if len(events) == 1 and events[0].event.name == CHUNK_EVENT:
             return self._chunks.take(message, named[0][0], events[0].event)
-        checks = []
+        checks, said = [], list[tuple[str, Said]]()
         for identifier, (child, event) in named:
-            if not self._is_check(identifier, event):
+            if not self._is_check(identifier, event, said):
                 continue
             if self._is_late(identifier):
                 self._results["late_report"] += 1
                 continue
             checks.append(_ChildCheck(identifier, child, event.name))
+        self._track(said)
         if not checks:
             self._responses.respond_when_loaded(message.address, children=[event.child for event in events])
             return False

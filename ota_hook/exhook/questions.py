@@ -108,6 +108,9 @@ class Questions:
 
 
 def _versions(device: DeviceState, keys: frozenset[str] | None) -> dict[str, str]:
+    """What was asked for, by name: the order in which it was stored first is no order."""
     return {
-        attribute: version.text for attribute, version in device.versions.items() if keys is None or attribute in keys
+        attribute: version.text
+        for attribute, version in sorted(device.versions.items())
+        if keys is None or attribute in keys
     }

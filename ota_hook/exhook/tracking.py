@@ -101,8 +101,8 @@ class Tracking:
                 for reply in parse_child_replies(publish.payload)
                 if (identifier := join_identifier(address.device, reply.child.path)) is not None
             ]
-        for identifier, document in replies:
-            said = read_reply(document)
+        # All are read before one counts: one that can't be used spoils the message.
+        for identifier, said in [(identifier, read_reply(document)) for identifier, document in replies]:
             if said is not None:
                 self._context.offers.track_offer(identifier, said, at_ms=self._context.clock_ms())
         return False

@@ -233,6 +233,57 @@ async def test_how_a_child_was_spoken_of_last_is_remembered_where_it_is_not_the_
         assert hook.devices.devices["d1/A"].form == form
 
 
+async def test_a_report_says_how_each_of_its_children_is_spoken_of() -> None:
+    hook = make_gateway(children={"d1/A": "1.0", "d1/B": "1.0"})
+    for topic, payload, forms in (
+        ("gateway_attributes/d1", {"A": {"version": "1.0"}, "B": {"version": "1.0"}}, (None, None)),
+        (
+            "sub_attributes/d1",
+            [{"device": "A", "attributes": {"version": "1.0"}}, {"device": ["B"], "attributes": {"version": "1.0"}}],
+            (ChildForm(Family.SUB, as_list=False), ChildForm(Family.SUB, as_list=True)),
+        ),
+        (
+            "gateway_attributes/d1",
+            [{"device": ["A"], "attributes": {"version": "1.0"}}, {"device": "B", "attributes": {"version": "1.0"}}],
+            (ChildForm(Family.GATEWAY, as_list=True), None),
+        ),
+        (
+            "sub_attributes/d1",
+            {"A": {"attributes": {"version": "1.0"}}, "B": {}},
+            (ChildForm(Family.SUB, as_list=True), None),
+        ),
+    ):
+        await hook.publish(topic, json.dumps(payload))
+        assert (hook.devices.devices["d1/A"].form, hook.devices.devices["d1/B"].form) == forms
+
+
+@pytest.mark.parametrize("topic", ["event_report/d1", "gateway_event_report/d1"])
+async def test_progress_does_not_count_where_a_later_event_spoils_the_message(topic: str) -> None:
+    hook = make_gateway()
+    events: list[Any] = [{"method": "otaProgress", "params": params} for params in ({"step": 10}, "none")]
+    if topic.startswith("gateway"):
+        events = [{"device": "A", "event": event} for event in events]
+    assert await hook.publish(topic, json.dumps(events)) == IGNORE
+    assert hook.offers.said == []
+    assert hook.counted("ota_hook_bad_messages_total", reason="bad_progress") == 1
+
+
+async def test_a_reply_does_not_count_where_another_of_its_message_cant_be_used() -> None:
+    hook = make_gateway()
+    replies = [{"device": "A", "command": {"params": {"ota_result": result}}} for result in (-1, "none")]
+    assert await hook.publish("gateway_command_reply/d1", json.dumps(replies)) == IGNORE
+    assert hook.offers.said == []
+
+
+async def test_stored_attributes_are_told_by_their_names_order() -> None:
+    hook = make_gateway()
+    stored = {name: ReportedVersion("1.0", 1) for name in ("version", "mcu", "gps")}
+    hook.devices.devices["d1"] = DeviceState("d1", "tracker", stored)
+    for keys, told in (([], ["gps", "mcu", "version"]), (["version", "gps"], ["gps", "version"])):
+        _, _, payload = answer_of(await hook.publish("attributes_get/d1", json.dumps({"keys": keys})))
+        assert list(payload["attributes"]) == told  # type: ignore[call-overload]
+
+
 async def test_stored_attributes_are_answered_in_place() -> None:
     hook = make_gateway(children={"d1/A": "1.0"})
     topic, qos, payload = answer_of(await hook.publish("attributes_get/d1", '{"keys": ["version"]}'))
