@@ -11,10 +11,10 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 from urllib.parse import quote
 
 import orjson
@@ -25,6 +25,9 @@ from rich.console import Console
 from ota_hook.cli_session import Session, open_session
 from ota_hook.errors import ConfigurationError, ConflictError, InputError
 from ota_hook.settings import Listen, Settings, load_settings
+
+if TYPE_CHECKING:  # as the roles' imports
+    from ota_hook.standin.fleet import FleetOptions
 
 _DEFAULT_BROKER: Final = Listen("127.0.0.1", 1883)
 _FAULTS_SHOWN: Final = 5
@@ -39,9 +42,10 @@ def demo(
         typer.Option(help="Keep the demo's data here [a temporary folder, removed at the end].", show_default=False),
     ] = None,
 ) -> None:
-    """See a fleet upgrade: broker, Redis, hook, admin API and 50 simulated devices, all on this machine.
+    """See a fleet upgrade: broker, Redis, hook, admin API and 50 simulated devices, some of them behind a gateway.
 
-    Uses the usual ports where they are free. Goes on serving until Ctrl-C, so that you can try the API on it.
+    All on this machine, on the usual ports where they are free. Goes on serving until Ctrl-C, so that you can try the
+    API on it.
 
     \b
     Example: ota-hook demo --once --json
@@ -124,8 +128,26 @@ def fleet(
         str | None, typer.Option(help="The broker, mqtt://HOST:PORT [OTA_HOOK_MQTT_URL].", show_default=False)
     ] = None,
     device_type: Annotated[str, typer.Option("--type", help="The key of the devices' type.")] = "simulated",
-    devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 10,
-    prefix: Annotated[str, typer.Option(help="Identifiers are PREFIX-00001, …; also username and client id.")] = "sim",
+    devices: Annotated[int, typer.Option(min=0, max=10_000, help="How many direct devices.")] = 10,
+    chunked: Annotated[
+        int, typer.Option(min=0, metavar="N", help="So many of them take their firmware over MQTT, in pieces.")
+    ] = 0,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Those cut their connection once, in the middle of it, and go on there.")
+    ] = False,
+    gateways: Annotated[int, typer.Option(min=0, max=1_000, metavar="N", help="How many gateways.")] = 0,
+    children: Annotated[
+        int, typer.Option(min=0, max=1_000, metavar="M", help="How many children each gateway has.")
+    ] = 5,
+    gateway_family: Annotated[
+        Literal["gateway", "sub", "mixed"],
+        typer.Option(help="How gateways speak: for one level of children, for many, or each way in turn."),
+    ] = "mixed",
+    gateway_type: Annotated[str, typer.Option(help="The key of the gateways' own type.")] = "simulated-gateway",
+    prefix: Annotated[
+        str,
+        typer.Option(help="Identifiers are PREFIX-00001, … and PREFIX-gateway-00001, …; also username and client id."),
+    ] = "sim",
     version: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="What they run; several are dealt out in turn [1.0.0].", show_default=False),
@@ -133,7 +155,11 @@ def fleet(
     module: Annotated[str, typer.Option(help="Which module's commands they follow.")] = "main",
     topics: Annotated[Literal["eztcloud", "typed"], typer.Option(help="The topic dialect.")] = "eztcloud",
     register: Annotated[
-        bool, typer.Option("--register", help="Create the type and the devices through the admin API first.")
+        bool,
+        typer.Option(
+            "--register",
+            help="Create types, devices and gateways through the admin API first; children register by themselves.",
+        ),
     ] = False,
     check_every: Annotated[
         float | None,
@@ -148,54 +174,54 @@ def fleet(
 ) -> None:
     """Run simulated devices against any broker: they report, ask, download, verify, "reboot" and report again.
 
+    Children are of the type that --type names, as devices are; their gateways say so when they come.
+
     \b
     Example: ota-hook fleet --mqtt-url mqtt://127.0.0.1:1883 --type tracker --devices 100 --register
+    Example: ota-hook fleet --mqtt-url mqtt://127.0.0.1:1883 --devices 0 --gateways 3 --children 20 --register
     """
     settings = load_settings(flags={"mqtt_url": mqtt_url, "data_dir": data_dir}, environ=os.environ, config=config)
     if settings.mqtt_url is None:
         raise ConfigurationError("No broker is named.", mend="Give --mqtt-url mqtt://HOST:PORT.")
+    from ota_hook.standin.fleet import TOPICS, DeviceBehaviour, FleetOptions  # noqa: PLC0415 - as above
+    from ota_hook.standin.fleet_plan import plan_devices, plan_gateways  # noqa: PLC0415
+
     versions = version or ["1.0.0"]
-    identifiers = [f"{prefix}-{number:05}" for number in range(1, devices + 1)]
+    options = FleetOptions(
+        mqtt_url=settings.mqtt_url.get_secret_value(),
+        devices=plan_devices(devices, prefix, device_type, versions, chunked=chunked, cut=cut),
+        gateways=plan_gateways(
+            gateways, prefix, gateway_type, device_type, versions, children=children, family=gateway_family
+        ),
+        behaviour=DeviceBehaviour(topics=TOPICS[topics], module=module, check_interval_s=check_every),
+    )
     if register:
+        types = {spec.identifier: spec.device_type for spec in options.devices}
+        types |= {spec.identifier: spec.device_type for spec in options.gateways}
         with open_session(api=api, config=config, data_dir=data_dir, as_json=as_json) as session:
-            _register(session, device_type, identifiers)
-    specs = [(name, versions[number % len(versions)]) for number, name in enumerate(identifiers)]
-    url = settings.mqtt_url.get_secret_value()
-    behaviour = {"module": module, "check_interval_s": check_every}
-    status = uvloop.run(_run_fleet(url, device_type, specs, topics, behaviour, as_json=as_json))
+            _register(session, {device_type, *types.values()}, types)
+    status = uvloop.run(_run_fleet(options, as_json=as_json))
     if status:
         raise typer.Exit(status)
 
 
-def _register(session: Session, device_type: str, identifiers: list[str]) -> None:
-    """Create the type where it is missing (one that is there stays as it is) and register the devices under it."""
-    with contextlib.suppress(ConflictError):
-        session.api.put(f"/device-types/{quote(device_type, safe='')}", {"name": device_type}, only_new=True)
-    lines = (orjson.dumps({"identifier": name, "type": device_type}) + b"\n" for name in identifiers)
+def _register(session: Session, types: Iterable[str], devices: Mapping[str, str]) -> None:
+    """Create types that are missing (those that are there stay as they are); register devices, each under its own."""
+    for key in sorted(types):
+        with contextlib.suppress(ConflictError):
+            session.api.put(f"/device-types/{quote(key, safe='')}", {"name": key}, only_new=True)
+    lines = (orjson.dumps({"identifier": name, "type": key}) + b"\n" for name, key in devices.items())
     answer = session.api.send_lines("POST", "/devices-import", lines)
     if answer["failed"]:
         raise InputError(f"{answer['failed']} devices were refused: {answer['errors'][0]['detail']}")
 
 
-async def _run_fleet(
-    mqtt_url: str,
-    device_type: str,
-    specs: list[tuple[str, str]],
-    topics: str,
-    behaviour: dict[str, Any],
-    *,
-    as_json: bool,
-) -> int:
+async def _run_fleet(options: FleetOptions, *, as_json: bool) -> int:
     """Until every device is current or failed, or – where they stay – until Ctrl-C. 1 where one failed."""
     from ota_hook.bootstrap.process import stop_signals  # noqa: PLC0415 - as above
     from ota_hook.standin.demo import show_progress  # noqa: PLC0415
-    from ota_hook.standin.fleet import TOPICS, DeviceBehaviour, DeviceSpec, FleetOptions, SimulatedFleet  # noqa: PLC0415
+    from ota_hook.standin.fleet import SimulatedFleet  # noqa: PLC0415
 
-    options = FleetOptions(
-        mqtt_url=mqtt_url,
-        devices=[DeviceSpec(name, device_type, version) for name, version in specs],
-        behaviour=DeviceBehaviour(topics=TOPICS[topics], **behaviour),
-    )
     simulated = SimulatedFleet(options)
     console = Console(stderr=True, highlight=False)
     async with stop_signals() as stop:
@@ -217,7 +243,9 @@ async def _run_fleet(
         sys.stdout.write(orjson.dumps(asdict(report)).decode() + "\n")
     else:
         console.print(
-            f"{report.devices} devices: {report.upgraded} upgraded, {report.failed} failed, {report.offers} offers,"
-            f" {report.downloads} downloads, {report.seconds:.1f} s"
+            f"{report.devices} devices ({report.gateways} gateways, {report.children} children):"
+            f" {report.upgraded} upgraded, {report.failed} failed, {report.offers} offers,"
+            f" {report.downloads} downloads, {report.seconds:.1f} s",
+            soft_wrap=True,
         )
     return 1 if report.failed else 0

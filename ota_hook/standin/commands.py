@@ -15,10 +15,11 @@ from typing import Any, Final
 METHOD: Final = "otaUpgrade"
 COMMAND_NAME: Final = "OTA升级"
 _COMMAND_KEYS: Final = ["method", "params", "command_name", "id"]
+_ENVELOPE_KEYS: Final = ["device", "command", "id"]
 _NO_UPGRADE_KEYS: Final = ["module", "upgrade"]
 _UPGRADE_KEYS: Final = ["module", "upgrade", "version", "url", "size", "md5"]
 _EXTRA_KEYS: Final = ("sha256", "crc32", "signature")
-_ID_LIMIT: Final = 2**53
+ID_LIMIT: Final = 2**53
 
 
 class WireViolationError(Exception):
@@ -46,22 +47,64 @@ class NoUpgradeCommand:
     module: str
 
 
-def read_command(payload: bytes) -> UpgradeCommand | NoUpgradeCommand | None:
+Command = UpgradeCommand | NoUpgradeCommand
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """A command as a gateway gets it: for the child that `device` names, a text or a list of addresses."""
+
+    device: str | list[str]
+    command: Command
+
+
+def read_command(payload: bytes) -> Command | None:
     """The command; None for another method, which is not ours to judge. Raises WireViolationError."""
+    document = _read_object(payload)
+    if document.get("method") != METHOD:
+        return None
+    _require_compact(document, payload)
+    return _read_command(document)
+
+
+def read_child_command(payload: bytes) -> ChildCommand | None:
+    """The same in its envelope, whose id is the command's."""
+    document = _read_object(payload)
+    inner = document.get("command")
+    if not isinstance(inner, dict):
+        raise WireViolationError("command is no object")
+    if inner.get("method") != METHOD:
+        return None
+    _require_compact(document, payload)
+    _require(list(document) == _ENVELOPE_KEYS, f"keys {list(document)}")
+    device = document["device"]
+    is_path = isinstance(device, list) and device != [] and all(map(_is_text, device))
+    _require(_is_text(device) or is_path, f"device {device!r}")
+    command = _read_command(inner)
+    _require(type(document["id"]) is int and document["id"] == command.id, f"ids {document['id']!r} and {command.id}")
+    return ChildCommand(device, command)
+
+
+def _read_object(payload: bytes) -> dict[str, Any]:
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError) as exc:
         raise WireViolationError(f"not JSON: {payload[:200]!r}") from exc
     if not isinstance(document, dict):
         raise WireViolationError("not an object")
-    if document.get("method") != METHOD:
-        return None
+    return document
+
+
+def _require_compact(document: dict[str, Any], payload: bytes) -> None:
     if json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() != payload:
         raise WireViolationError(f"not compact, or escaped: {payload[:200]!r}")
+
+
+def _read_command(document: dict[str, Any]) -> Command:
     _require(list(document) == _COMMAND_KEYS, f"keys {list(document)}")
     _require(document["command_name"] == COMMAND_NAME, f"command_name {document['command_name']!r}")
     command_id = document["id"]
-    _require(type(command_id) is int and 0 < command_id < _ID_LIMIT, f"id {command_id!r}")
+    _require(type(command_id) is int and 0 < command_id < ID_LIMIT, f"id {command_id!r}")
     params = document["params"]
     _require(isinstance(params, dict), "params is no object")
     _require(_is_text(params.get("module")), f"module {params.get('module')!r}")

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ota_hook.api_client import ApiClient
-from ota_hook.standin.demo_plan import DEVICE_TYPE, DemoPlan, prepare
+from ota_hook.standin.demo_plan import DEVICE_TYPE, GATEWAY, DemoPlan, prepare
 from ota_hook.standin.fleet import (
     DeviceBehaviour,
     DeviceSpec,
@@ -64,7 +64,7 @@ async def run_demo(
     console: Console,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> DemoResult:
-    """Prepare, run 50 devices until all are current, and judge.
+    """Prepare, run 50 devices, some of them a gateway and its children, until all are current, and judge.
 
     `once`: return then. Otherwise say what to try next, keep the devices asking, and run until cancelled. `as_json`:
     the progress goes to stderr and one JSON object to stdout as soon as the result is there. Raises OtaHookError where
@@ -74,8 +74,9 @@ async def run_demo(
     with ApiClient(api_url, token) as api:
         plan = await asyncio.to_thread(prepare, api)
     behaviour = _BRISK if once else _UNHURRIED
-    devices = [DeviceSpec(device.identifier, DEVICE_TYPE, device.version) for device in plan.devices]
-    fleet = SimulatedFleet(FleetOptions(mqtt_url=mqtt_url, devices=devices, behaviour=behaviour))
+    devices = [DeviceSpec(device.identifier, DEVICE_TYPE, device.version) for device in plan.direct]
+    options = FleetOptions(mqtt_url=mqtt_url, devices=devices, gateways=[GATEWAY], behaviour=behaviour)
+    fleet = SimulatedFleet(options)
     running = asyncio.create_task(fleet.run())
     try:
         in_time = await watch(fleet, plan, progress, time_limit_s=time_limit_s)
@@ -107,7 +108,7 @@ def judge(plan: DemoPlan, view: FleetView, summary: FleetReport, *, in_time: boo
     if not in_time:
         reason = f"not done after {time_limit_s:g} s: {reason}"
     if plan.foreign:
-        reason += f" ({DEVICE_TYPE} has firmware that is not the demo's: {', '.join(plan.foreign)})"
+        reason += f" (there is firmware that is not the demo's: {', '.join(plan.foreign)})"
     return DemoResult(summary=summary, reason=reason)
 
 
@@ -162,7 +163,7 @@ def _arrived(view: FleetView, expected: list[str]) -> int:
 
 def _table(view: FleetView, expected: list[str]) -> Group:
     total, arrived = len(view.devices), _arrived(view, expected)
-    versions = Table(title=f"{total} devices of type {DEVICE_TYPE}", title_justify="left")
+    versions = Table(title=f"{total} devices, some of them behind a gateway", title_justify="left")
     versions.add_column("version")
     versions.add_column("devices", justify="right")
     versions.add_column("", width=_BAR_WIDTH)
@@ -204,8 +205,9 @@ def _show_result(result: DemoResult, console: Console, *, as_json: bool) -> None
     summary = result.summary
     if result.reason is None:
         console.print(
-            f"All {summary.devices} devices are where they should be: {summary.upgraded} upgraded,"
-            f" {summary.offers} offers, {summary.downloads} downloads, in {summary.seconds:.1f} s.",
+            f"All {summary.devices} devices ({summary.children} of them behind {summary.gateways} gateway) are where"
+            f" they should be: {summary.upgraded} upgraded, {summary.offers} offers, {summary.downloads} downloads,"
+            f" in {summary.seconds:.1f} s.",
             style="green",
             soft_wrap=True,
         )
@@ -232,7 +234,9 @@ def _show_next_steps(console: Console, *, api_url: str, mqtt_url: str) -> None:
         "  Why a device would get what it would get:",
         f'    curl {auth} "{api}/check?device={DEVICE_TYPE}-01"',
         "  What the devices are told:",
-        f"    mosquitto_sub -h {host} -p {port} -v -t 'command_send/#'",
+        f"    mosquitto_sub -h {host} -p {port} -v -t 'command_send/#' -t 'sub_command_send/#'",
+        "  Or see all of a gateway's children:",
+        f'    curl {auth} "{api}/devices?gateway={GATEWAY.identifier}"',
         "",
         "Ctrl-C ends it.",
     ]

@@ -1,7 +1,7 @@
 """What the demo sets up, through the real admin API, and what each device must become.
 
-Owns the demo's device type, devices and firmware, and the expectations, which are written down here by hand from the
-meaning of "a new version" and never computed by the matcher that they are to test. It must not know the broker.
+Owns the demo's device types, devices, gateway and firmware, and the expectations, which are written down here by hand
+from the meaning of "a new version" and never computed by the matcher that they are to test. It knows no broker.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import orjson
 
 from ota_hook.api_client import ApiClient, Document
 from ota_hook.errors import OtaHookError
-from ota_hook.standin.fleet import DeviceProgress
+from ota_hook.standin.fleet import ChildSpec, DeviceProgress, GatewayForm, GatewaySpec
 
 DEVICE_TYPE: Final = "demo-sensor"
+GATEWAY_TYPE: Final = "demo-gateway"
 _FULL_BYTES: Final = 256 * 1024
 _DELTA_BYTES: Final = 32 * 1024
 
@@ -62,14 +63,28 @@ GROUPS: Final = (
     DemoGroup(identifiers=_numbered(1, 19), version="1.0.0", expected="2.0.0", firmware=FULL),
     # On the trial's list: its version is the highest that this device may have.
     DemoGroup(identifiers=_numbered(20, 20), version="1.0.0", expected="2.1.0", firmware=TRIAL),
-    DemoGroup(identifiers=_numbered(21, 34), version="1.1.0", expected="2.0.0", firmware=FULL),
+    DemoGroup(identifiers=_numbered(21, 29), version="1.1.0", expected="2.0.0", firmware=FULL),
     # Full and delta lead to equal versions; one with source versions is better than one for everyone.
-    DemoGroup(identifiers=_numbered(35, 44), version="1.2.0", expected="2.0.0", firmware=DELTA),
+    DemoGroup(identifiers=_numbered(30, 39), version="1.2.0", expected="2.0.0", firmware=DELTA),
     # Equal versions: no upgrade.
-    DemoGroup(identifiers=_numbered(45, 49), version="2.0.0", expected="2.0.0", firmware=None),
+    DemoGroup(identifiers=_numbered(40, 43), version="2.0.0", expected="2.0.0", firmware=None),
     # Newer than the full firmware, and the trial is not for it.
-    DemoGroup(identifiers=_numbered(50, 50), version="2.1.0-rc.1", expected="2.1.0-rc.1", firmware=None),
+    DemoGroup(identifiers=_numbered(44, 44), version="2.1.0-rc.1", expected="2.1.0-rc.1", firmware=None),
 )
+
+CHILD_VERSION: Final = "1.1.0"
+CHILD_EXPECTED: Final = "2.0.0"
+GATEWAY: Final = GatewaySpec(
+    "demo-gateway-1",
+    GATEWAY_TYPE,
+    "1.0.0",
+    children=tuple(
+        ChildSpec(path, DEVICE_TYPE, CHILD_VERSION)
+        for path in (("room-1",), ("room-2",), ("floor-2",), ("floor-2", "room-3"), ("floor-2", "room-4"))
+    ),
+    form=GatewayForm.SUB_TREE,
+)
+"""There is no firmware for the gateway itself, and the full one is for its children, which it registers by its word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,26 +111,38 @@ class PlannedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """The demo as it was set up. `foreign` names enabled firmware of the demo's type that the demo did not make."""
+    """The demo as it was set up: its direct devices, then the gateway with its children.
 
-    devices: tuple[PlannedDevice, ...]
+    `foreign` names enabled firmware of the demo's types that the demo did not make.
+    """
+
+    direct: tuple[PlannedDevice, ...]
+    gateways: tuple[PlannedDevice, ...]
     foreign: tuple[str, ...]
+
+    @property
+    def devices(self) -> tuple[PlannedDevice, ...]:
+        return self.direct + self.gateways
 
 
 def prepare(api: ApiClient) -> DemoPlan:
-    """Set up type, devices and firmware. Run again, it uses the firmware that is there; devices report afresh.
+    """Set up types, devices and firmware. Run again, it uses the firmware that is there; devices report afresh.
 
     Blocks. Raises what the API's client raises.
     """
     api.put(f"/device-types/{DEVICE_TYPE}", {"name": "Demo sensor"})
-    identifiers = [identifier for group in GROUPS for identifier in group.identifiers]
-    lines = (orjson.dumps({"identifier": name, "type": DEVICE_TYPE}) + b"\n" for name in identifiers)
+    api.put(f"/device-types/{GATEWAY_TYPE}", {"name": "Demo gateway"})
+    types = {identifier: DEVICE_TYPE for group in GROUPS for identifier in group.identifiers}
+    types[GATEWAY.identifier] = GATEWAY_TYPE
+    lines = (orjson.dumps({"identifier": name, "type": key}) + b"\n" for name, key in types.items())
     if (answer := api.send_lines("POST", "/devices-import", lines))["failed"]:
         raise OtaHookError(f"The admin API refused devices of the demo: {answer['errors'][0]['detail']}")
-    existing = {item["name"]: item for item in api.each("/firmware", device_type=DEVICE_TYPE)}
+    existing = {
+        item["name"]: item for key in (DEVICE_TYPE, GATEWAY_TYPE) for item in api.each("/firmware", device_type=key)
+    }
     ids = {firmware.name: _bring(api, firmware, existing.pop(firmware.name, None)) for firmware in FIRMWARE}
     return DemoPlan(
-        devices=tuple(
+        direct=tuple(
             PlannedDevice(
                 identifier=identifier,
                 version=group.version,
@@ -124,6 +151,20 @@ def prepare(api: ApiClient) -> DemoPlan:
             )
             for group in GROUPS
             for identifier in group.identifiers
+        ),
+        gateways=(
+            PlannedDevice(
+                identifier=GATEWAY.identifier, version=GATEWAY.version, expected=GATEWAY.version, firmware_id=None
+            ),
+            *(
+                PlannedDevice(
+                    identifier=GATEWAY.identify(child),
+                    version=child.version,
+                    expected=CHILD_EXPECTED,
+                    firmware_id=ids[FULL.name],
+                )
+                for child in GATEWAY.children
+            ),
         ),
         foreign=tuple(sorted(name for name, item in existing.items() if item["enabled"])),
     )

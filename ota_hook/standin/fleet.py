@@ -12,27 +12,28 @@ from dataclasses import dataclass, field
 import httpx
 
 from ota_hook.errors import ConfigurationError
+from ota_hook.identifiers import child_identifier
 from ota_hook.publish.mqtt import BrokerAddress
-from ota_hook.standin.device import (
-    SETTLED,
-    TOPICS,
-    DeviceBehaviour,
-    DeviceProgress,
-    DeviceTopics,
-    Phase,
-    SimulatedDevice,
-)
+from ota_hook.standin.behaviour import SETTLED, TOPICS, DeviceBehaviour, DeviceProgress, Phase
+from ota_hook.standin.device import SimulatedDevice
+from ota_hook.standin.gateway import SimulatedGateway
+from ota_hook.standin.gathering import GatewayForm
+from ota_hook.standin.link import Connector
+from ota_hook.standin.pieces import Pieces
 
 __all__ = [
     "TOPICS",
+    "ChildSpec",
     "DeviceBehaviour",
     "DeviceProgress",
     "DeviceSpec",
-    "DeviceTopics",
     "FleetOptions",
     "FleetReport",
     "FleetView",
+    "GatewayForm",
+    "GatewaySpec",
     "Phase",
+    "Pieces",
     "SimulatedFleet",
     "run_fleet",
 ]
@@ -40,11 +41,42 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """A device to simulate. Its identifier is its MQTT username and client id."""
+    """A direct device to simulate. Its identifier is its MQTT username and client id.
+
+    With `pieces` it takes its firmware over MQTT.
+    """
 
     identifier: str
     device_type: str
     version: str
+    pieces: Pieces | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A child to simulate: its addresses from its gateway down. Its device type is the `product` that it comes with."""
+
+    path: tuple[str, ...]
+    device_type: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySpec:
+    """A gateway to simulate: a direct device, its children, and how it speaks for them."""
+
+    identifier: str
+    device_type: str
+    version: str
+    children: tuple[ChildSpec, ...]
+    form: GatewayForm = GatewayForm.GATEWAY
+
+    def identify(self, child: ChildSpec) -> str:
+        """The child's identifier. ConfigurationError for addresses that are none."""
+        identifier = child_identifier(self.identifier, child.path)
+        if identifier is None or (self.form is GatewayForm.GATEWAY and len(child.path) > 1):
+            raise ConfigurationError(f"{child.path!r} is no child of {self.identifier!r}.")
+        return identifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +85,7 @@ class FleetOptions:
 
     mqtt_url: str
     devices: Sequence[DeviceSpec]
+    gateways: Sequence[GatewaySpec] = ()
     behaviour: DeviceBehaviour = field(default_factory=DeviceBehaviour)
     connect_concurrency: int = 20
     downloads_max: int = 50
@@ -60,7 +93,7 @@ class FleetOptions:
 
 
 class FleetView:
-    """The fleet as it is now."""
+    """The fleet as it is now: its direct devices, then each gateway with its children behind it."""
 
     def __init__(self, devices: Sequence[DeviceProgress]) -> None:
         self.devices = tuple(devices)
@@ -79,9 +112,14 @@ class FleetView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReport:
-    """What came of it, in numbers of devices (`upgraded`, `failed`), commands (`offers`) and packages (`downloads`)."""
+    """What came of it, in numbers of devices (`upgraded`, `failed`), commands (`offers`) and packages (`downloads`).
+
+    `devices` are all of them; so many of them are `gateways`, and so many `children`.
+    """
 
     devices: int
+    gateways: int
+    children: int
     upgraded: int
     offers: int
     downloads: int
@@ -98,11 +136,14 @@ class SimulatedFleet:
         self._broker = BrokerAddress(options.mqtt_url)
         self._settled = asyncio.Event()
         self._started_at = time.monotonic()
+        self._direct = [_progress_of(spec.identifier, spec) for spec in options.devices]
+        self._gateways = [_progress_of(spec.identifier, spec) for spec in options.gateways]
+        self._children = [
+            [_progress_of(spec.identify(child), child) for child in spec.children] for spec in options.gateways
+        ]
+        behind = zip(self._gateways, self._children, strict=True)
         self.view = FleetView(
-            [
-                DeviceProgress(identifier=spec.identifier, device_type=spec.device_type, version=spec.version)
-                for spec in options.devices
-            ]
+            [*self._direct, *(progress for gateway, children in behind for progress in (gateway, *children))]
         )
 
     async def run(self) -> FleetReport:
@@ -113,7 +154,6 @@ class SimulatedFleet:
         options = self._options
         self._started_at = time.monotonic()
         self._changed()  # an empty fleet is settled from the start
-        connect_slots = asyncio.Semaphore(options.connect_concurrency)
         limits = httpx.Limits(max_connections=options.downloads_max, max_keepalive_connections=options.downloads_max)
         # Waiting for a free connection is bounded by the download's own timeout.
         timeout = httpx.Timeout(options.http_timeout_s, pool=None)
@@ -125,20 +165,38 @@ class SimulatedFleet:
                 ) as http,
                 asyncio.TaskGroup() as tasks,
             ):
-                for position, progress in enumerate(self.view.devices):
-                    device = SimulatedDevice(
-                        progress,
-                        options.behaviour,
-                        broker=self._broker,
-                        http=http,
-                        connect_slots=connect_slots,
-                        on_change=self._changed,
-                    )
-                    power_on_after_s = options.behaviour.start_spread_s * position / len(self.view.devices)
+                connected = self._make(http)
+                for position, device in enumerate(connected):
+                    power_on_after_s = options.behaviour.start_spread_s * position / len(connected)
                     tasks.create_task(device.run(power_on_after_s=power_on_after_s))
         finally:
             self._settled.set()  # whoever waits must not wait for a fleet that ended otherwise
         return self.report()
+
+    def _make(self, http: httpx.AsyncClient) -> list[SimulatedDevice | SimulatedGateway]:
+        """All that connect. Gateways first: their children wait for them."""
+        options, behaviour = self._options, self._options.behaviour
+        slots = asyncio.Semaphore(options.connect_concurrency)
+        connector = Connector(self._broker, behaviour, slots)
+        gateways = [
+            SimulatedGateway(
+                progress,
+                [(child.path, seen) for child, seen in zip(spec.children, children, strict=True)],
+                behaviour,
+                form=spec.form,
+                connector=connector,
+                http=http,
+                on_change=self._changed,
+            )
+            for spec, progress, children in zip(options.gateways, self._gateways, self._children, strict=True)
+        ]
+        devices = [
+            SimulatedDevice(
+                progress, behaviour, connector=connector, http=http, on_change=self._changed, pieces=spec.pieces
+            )
+            for spec, progress in zip(options.devices, self._direct, strict=True)
+        ]
+        return [*gateways, *devices]
 
     async def wait_settled(self) -> None:
         """Return when every device was current or failed at one moment, or `run` ended. Bound it with a timeout."""
@@ -149,6 +207,8 @@ class SimulatedFleet:
         devices = self.view.devices
         return FleetReport(
             devices=len(devices),
+            gateways=len(self._gateways),
+            children=sum(map(len, self._children)),
             upgraded=sum(device.upgrades > 0 for device in devices),
             offers=sum(device.offers for device in devices),
             downloads=sum(device.downloads for device in devices),
@@ -161,6 +221,10 @@ class SimulatedFleet:
             self._settled.set()
         if self._on_change is not None:
             self._on_change(self.view)
+
+
+def _progress_of(identifier: str, spec: DeviceSpec | ChildSpec | GatewaySpec) -> DeviceProgress:
+    return DeviceProgress(identifier=identifier, device_type=spec.device_type, version=spec.version)
 
 
 def _trust() -> ssl.SSLContext:

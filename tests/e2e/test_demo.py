@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.service import COMMAND, Service, clean_environment, running, upload
@@ -28,8 +30,10 @@ def test_the_demo_converges_and_prints_one_summary_last() -> None:
     done = ota_hook("demo", "--once", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert set(summary) == {"devices", "upgraded", "offers", "downloads", "failed", "seconds"}
+    keys = {"devices", "gateways", "children", "upgraded", "offers", "downloads", "failed", "seconds"}
+    assert set(summary) == keys
     assert (summary["devices"], summary["upgraded"], summary["failed"]) == (50, 44, 0)
+    assert (summary["gateways"], summary["children"]) == (1, 5)
     assert summary["downloads"] == summary["offers"] == 44
 
 
@@ -87,6 +91,27 @@ def test_a_fleet_upgrades_against_a_running_service(tmp_path: Path, topics: str)
         versions = [device["versions"] for device in operator.get("/devices", params={"limit": 100}).json()["items"]]
         assert versions == [{"version": "1.2.0"}] * 12
         assert service.stop() == 0
+
+
+def test_a_fleet_has_gateways_and_devices_that_take_pieces(tmp_path: Path) -> None:
+    broker = f"127.0.0.1:{free_port()}"
+    service = Service(tmp_path / "data", arguments=("--standin", "--standin-listen", broker))
+    with running(service), service.operator() as operator:
+        operator.put("/device-types/meter", json={})
+        assert upload(operator, "1.2.0", b"full" * 20_000, device_type="meter").status_code == 201
+        fleet = ("fleet", "--mqtt-url", f"mqtt://{broker}", "--type", "meter", "--register", "--api", service.api_url)
+        done = ota_hook(
+            *(*fleet, "--data-dir", str(service.data_dir), "--devices", "3", "--chunked", "2", "--cut"),
+            *("--gateways", "3", "--children", "4", "--version", "1.0.0", "--version", "1.2.0"),
+        )
+        assert done.returncode == 0, done.stderr
+        # Of the devices two in three, of each gateway's children one in two ran something older.
+        shown = r"18 devices \(3 gateways, 12 children\): 8 upgraded, 0 failed, 8 offers, 8 downloads"
+        assert re.search(shown, done.stderr)
+        found = operator.get("/devices", params={"type": "meter", "limit": 100}).json()["items"]
+        assert [device["versions"] for device in found] == [{"version": "1.2.0"}] * 15
+        metrics = httpx.get(f"{service.api_url}/metrics").text
+        assert re.search(r'ota_hook_chunks_total\{result="served"\} [5-9]\.0', metrics)
 
 
 def test_a_setting_that_can_not_work_ends_with_status_2_and_one_line() -> None:

@@ -21,7 +21,8 @@ import httpx
 import pytest
 
 from tests.e2e.conversation import Conversation, Values, load_conversations, pair_up, payload_text
-from tests.e2e.service import Service, free_port, running
+from tests.e2e.service import Service, running
+from tests.held_ports import free_port
 
 CONVERSATIONS: Final = load_conversations()
 PATIENCE_S: Final = 20.0

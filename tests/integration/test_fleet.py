@@ -138,7 +138,9 @@ async def test_a_fleet_downloads_verifies_replies_reboots_and_reports() -> None:
     assert len({reply["id"] for reply in cloud.replies}) == len(cloud.replies) == 8
     assert cloud.checks == 16
     assert [device.fetched for device in view.devices] == [[server.url]] * 8
-    assert replace(report, seconds=0) == FleetReport(devices=8, upgraded=8, offers=8, downloads=8, failed=0, seconds=0)
+    assert replace(report, seconds=0) == FleetReport(
+        devices=8, gateways=0, children=0, upgraded=8, offers=8, downloads=8, failed=0, seconds=0
+    )
 
 
 async def test_a_device_with_nothing_to_do_ends_where_it_began() -> None:

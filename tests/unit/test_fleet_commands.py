@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from ota_hook.standin.commands import NoUpgradeCommand, UpgradeCommand, WireViolationError, read_command
+from ota_hook.standin.commands import (
+    ChildCommand,
+    NoUpgradeCommand,
+    UpgradeCommand,
+    WireViolationError,
+    read_child_command,
+    read_command,
+)
 
 MD5 = "481701fa4093499eacd05b57bebc7ffc"
 UPGRADE = (
@@ -37,6 +44,38 @@ def test_extra_digests_are_read_where_they_follow_md5() -> None:
 
 def test_another_method_is_not_ours() -> None:
     assert read_command(b'{"method": "reboot"}') is None
+
+
+ENVELOPE = f'{{"device":["A","B"],"command":{UPGRADE},"id":98310}}'
+
+
+def test_a_childs_command_is_read_in_its_envelope() -> None:
+    sent = read_child_command(ENVELOPE.encode())
+    assert sent == ChildCommand(["A", "B"], read_command(UPGRADE.encode()))  # type: ignore[arg-type]
+    named = read_child_command(ENVELOPE.replace('["A","B"]', '"A"').encode())
+    assert named is not None
+    assert named.device == "A"
+    assert read_child_command(b'{"device":"A","command":{"method":"reboot"},"id":1}') is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('["A","B"]', '["A", "B"]'),
+        ('["A","B"]', "[]"),
+        ('["A","B"]', '["A",1]'),
+        ('["A","B"]', "7"),
+        ('["A","B"]', '""'),
+        ('"id":98310}', '"id":98311}'),
+        ('},"id":98310}', "}}"),
+        ('"device":["A","B"],"command"', '"command"'),
+        ('"upgrade":true', '"upgrade":1'),
+    ],
+)
+def test_an_envelope_that_differs_is_against_the_protocol(old: str, new: str) -> None:
+    assert old in ENVELOPE
+    with pytest.raises(WireViolationError):
+        read_child_command(ENVELOPE.replace(old, new, 1).encode())
 
 
 def changed(text: str, old: str, new: str) -> bytes:
