@@ -127,7 +127,10 @@ class Run:
 
 
 class RunDevice(NamedTuple):
-    """One device in a run. `command_id` 0: it has none yet. `at_ms`: when it came to this outcome."""
+    """One device in a run. `command_id` 0: it has none yet. `at_ms`: when it came to this outcome.
+
+    `failed_at_ms`: when it failed last and was planned again, 0 where it was not.
+    """
 
     identifier: str
     outcome: Outcome
@@ -136,6 +139,7 @@ class RunDevice(NamedTuple):
     command_id: int = 0
     at_ms: int = 0
     code: str = ""
+    failed_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

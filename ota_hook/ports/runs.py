@@ -21,7 +21,7 @@ class PlanPosition(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a worker may send of a chunk. `word`: `taken`, `held` (by another), `stopped` or `done`.
+    """What a worker may send of a chunk. `word`: `taken`, `held` (by another), `paced` (not yet), `stopped`, `done`.
 
     `again`: an earlier holder may have sent these; `devices` are new. All have their command ids and are `sending`.
     `wait_ms` says when to ask for more, or how long another has it.
@@ -58,7 +58,9 @@ class RunStore(Protocol):
         """
         ...
 
-    async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]: ...
+    async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]:
+        """Its devices. One whose record can't be read is left out, logged, and counts for nothing."""
+        ...
 
     async def count_chunks(self, run_id: str) -> int: ...
 
@@ -111,7 +113,7 @@ class RunStore(Protocol):
     async def move(self, run_id: str, chunk: int, devices: Sequence[RunDevice], *, now_ms: int) -> int:
         """Bring devices to later outcomes; what would lead back is ignored. Returns how many moved.
 
-        One that failed or timed out is planned again where the run's task retries.
+        One that failed or timed out is planned again where the run's task retries. The same news may come twice.
         """
         ...
 
@@ -124,15 +126,18 @@ class RunStore(Protocol):
         ...
 
     async def send_again(self, run_id: str, chunk: int, identifiers: Sequence[str], *, now_ms: int) -> int:
-        """Their command goes once more, with its id, where they are `offered` still. Returns how many."""
+        """Their command goes once more, with its id, where they are `offered` still. Returns how many.
+
+        For one that is `sending` now it goes once more when that was noted.
+        """
         ...
 
     async def load_due_chunks(self, run_id: str, *, now_ms: int, limit: int) -> list[int]:
-        """Chunks in which a device may have timed out."""
+        """Chunks in which a device may have timed out, or one that was waited for may be back."""
         ...
 
-    async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
-        """Look for the next device of the chunk that times out."""
+    async def set_next_deadline(self, run_id: str, chunk: int, *, now_ms: int, timeout_ms: int) -> None:
+        """Look for the next device of the chunk that times out; for those that are waited for after that time."""
         ...
 
     async def recount(self, run_id: str, *, now_ms: int, every_ms: int, most_chunks: int) -> Recount:
@@ -146,11 +151,14 @@ class RunStore(Protocol):
     async def set_state(
         self, head: RunHead, wanted: RunState | None, *, of: Sequence[RunState], reason: str, now_ms: int
     ) -> tuple[bool, RunState]:
-        """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause."""
+        """Change the state where it is one `of` these: whether, and what it was. None: what it was before a pause.
+
+        Behind a stop the run has another chance: what failed until then counts for no other.
+        """
         ...
 
     async def is_news(self, run_id: str, state: RunState) -> bool:
-        """Whether nobody asked this before of that run and state: who did tells others."""
+        """Whether nobody asked this before of that run and state, since it was resumed: who did tells others."""
         ...
 
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:

@@ -165,13 +165,13 @@ class Keeper:
             late = [
                 device
                 for device in await self._runs.read_chunk(head.id, chunk)
-                if is_under_way(device) and device.code != UNDELIVERED and device.at_ms + timeout_ms <= now_ms
+                if is_under_way(device) and (device.code == UNDELIVERED or device.at_ms + timeout_ms <= now_ms)
             ]
             states = await self._devices.load_devices([device.identifier for device in late])
             rest = await self._note_proven(head, chunk, [*map(_Late, late, states)])
             late = await self._leave_absent(head, chunk, rest)
             await self._settle(head, chunk, late, Outcome.TIMED_OUT)
-            await self._runs.set_next_deadline(head.id, chunk, timeout_ms=timeout_ms)
+            await self._runs.set_next_deadline(head.id, chunk, now_ms=now_ms, timeout_ms=timeout_ms)
 
     async def _note_proven(self, head: RunHead, chunk: int, late: Sequence[_Late]) -> list[_Late]:
         """Close the offers of which the device's version says what became; the news may have been lost. The others."""
@@ -189,9 +189,12 @@ class Keeper:
         return rest
 
     async def _leave_absent(self, head: RunHead, chunk: int, late: Sequence[_Late]) -> list[RunDevice]:
-        """Those that had their command, or are there and could have had it; the others are waited for."""
+        """Those that had their command, or are there and could have had it; the others are waited for.
+
+        One that was waited for and is back gets its command again: the news of its coming may have been lost.
+        """
         if self._connections is None:
-            return [device for device, _ in late]
+            return [device for device, _ in late if device.code != UNDELIVERED]
         connections = await self._connections.load_connections([device.identifier for device, _ in late])
         now_ms = self._clock_ms()
         absent = {
@@ -203,12 +206,18 @@ class Keeper:
         }
         if absent:
             await self._runs.note_undelivered(head.id, chunk, sorted(absent))
-        return [device for device, _ in late if device.identifier not in absent]
+        there = [(device, state) for device, state in late if device.identifier not in absent]
+        back = [device.identifier for device, state in there if device.code == UNDELIVERED and state is not None]
+        if back:
+            await self._runs.send_again(head.id, chunk, back, now_ms=now_ms)
+        return [device for device, _ in there if device.identifier not in back]
 
     async def _expire(self, run: Run) -> None:
         """Wait no more for devices that did not come back."""
         started_ms, now_ms = run.started_at_ms, self._clock_ms()
         if started_ms is None or now_ms < started_ms + run.head.task.expires_s * 1000:
+            return
+        if all(outcome.is_final for outcome in run.counters):  # it is paused: its end is up to its operator
             return
         for chunk in range(await self._runs.count_chunks(run.head.id)):
             devices = [d for d in await self._runs.read_chunk(run.head.id, chunk) if not d.outcome.is_final]
@@ -242,14 +251,14 @@ class Keeper:
         for device, is_closed in zip(devices, closed, strict=True):
             if is_closed:
                 moves.append(device._replace(outcome=outcome, code=code, at_ms=now_ms))
-            else:
+            elif not (device.outcome is Outcome.PLANNED and device.failed_at_ms):  # it waits for its retry
                 moves.append(await self._found_outcome(head, device))
         await self._runs.move(head.id, chunk, moves, now_ms=now_ms)
 
     async def _found_outcome(self, head: RunHead, device: RunDevice) -> RunDevice:
         """What the device's own history says; `cancelled` where it says nothing: it was forgotten with its offers."""
         for entry in await self._offers.load_history(device.identifier):
-            if entry.offer.run_id == head.id:
+            if entry.offer.run_id == head.id and entry.settled_at_ms != device.failed_at_ms:
                 return device._replace(outcome=entry.outcome, code=entry.code, at_ms=entry.settled_at_ms)
         return device._replace(outcome=Outcome.CANCELLED, code="forgotten", at_ms=self._clock_ms())
 

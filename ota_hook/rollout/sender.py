@@ -25,6 +25,7 @@ from ota_hook.ports.commands import CommandIdBlocks, Message, Publisher
 from ota_hook.ports.devices import DeviceStore
 from ota_hook.ports.offers import OfferStore
 from ota_hook.ports.runs import RunStore
+from ota_hook.rollout.schedule import is_open
 from ota_hook.task import RunDevice, RunHead
 
 BATCH: Final = 100
@@ -89,9 +90,10 @@ class Sender:
         self._clock_ms = clock_ms
 
     async def send_chunk(self, head: RunHead, chunk: int) -> None:
-        """Send until every command of the chunk left, the run stops, or another worker has the chunk."""
+        """Send until every command of the chunk left, the run's pace or window stops it, or another has the chunk."""
         is_first, has_waited = True, False
-        while True:
+        window = head.task.window
+        while window is None or is_open(window, self._clock_ms()):
             taken = await self._runs.take(
                 head.id,
                 chunk,
@@ -128,10 +130,14 @@ class Sender:
     async def _settled_already(self, head: RunHead, again: Sequence[RunDevice]) -> dict[RunDevice, RunDevice]:
         """Those of which an earlier worker's command has an outcome by now, with it."""
         settled = {}
-        for device in again:
+        states = await self._devices.load_devices([device.identifier for device in again])
+        for device, state in zip(again, states, strict=True):
+            if state is not None and any(offer.run_id == head.id for offer in state.open_offers):
+                continue
             for entry in await self._offers.load_history(device.identifier):
                 if entry.offer.run_id == head.id:
-                    settled[device] = device._replace(outcome=entry.outcome, code=entry.code)
+                    if entry.settled_at_ms != device.failed_at_ms:  # else the one before its retry
+                        settled[device] = device._replace(outcome=entry.outcome, code=entry.code)
                     break
         return settled
 
@@ -190,6 +196,8 @@ class Sender:
 
     def _decide(self, head: RunHead, state: DeviceState) -> OfferUpdate | StaySilent:
         task, snapshot = head.task, self._snapshots.current
+        if task.device_type not in (None, state.device_type):
+            return StaySilent("type_differs")
         rule = push_rule(snapshot, state.device_type, task.version_attribute, task.module)
         return StaySilent("no_rule") if rule is None else decide_push(state, rule, snapshot)
 

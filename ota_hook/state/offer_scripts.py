@@ -49,6 +49,7 @@ if old and old[FIRMWARE] == new[FIRMWARE] then
   new[IDS] = ids
   new[OFFERED_AT] = math.max(old[OFFERED_AT], new[OFFERED_AT])
   new[STEP], new[NOTE], new[TRIED] = old[STEP], old[NOTE], old[TRIED]  -- what is known of it still holds
+  if has_asked then new[NOTE] = '' end  -- it is there: that an earlier command did not arrive says nothing of this one
 elseif old then
   superseded = old[FIRMWARE]
   keep_settled(KEYS[2], old, 'superseded', new[OFFERED_AT], '')

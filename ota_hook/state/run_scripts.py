@@ -1,9 +1,11 @@
 """The scripts of one run. All keys of a run share a slot: its records and its counters change together, or not at all.
 
-A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before]`, the last two only where
-they were set. The run's hash counts the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones
-(`final`) and those whose command left and did not reach its device (`waited_for`); its state becomes `completed` with
-the last.
+A record is `[outcome, firmware, from version, command id, at_ms, code, failures, not before, failed]`, the last three
+only where they were set; `failed` is when and how it failed last and was planned again: `[at_ms, outcome, code]`. What
+can't be read is no record: it is left alone and counts for nothing.
+
+The run's hash counts the records at each outcome (`n:OUTCOME`), all of them (`total`), the final ones (`final`) and
+those whose command left and did not reach its device (`waited_for`); its state becomes `completed` with the last.
 
 RECOUNT counts them anew, some chunks at a time, beside everything else: `recount` is the number of the first chunk that
 it has not counted, and a record that changes in an earlier one changes what was counted so far (`r:…`) too.
@@ -21,10 +23,22 @@ _FIRST_FINAL: Final = sum(not outcome.is_final for outcome in Outcome)
 _OUTCOMES_LUA: Final = ",".join(f"'{outcome.value}'" for outcome in Outcome)
 
 RUN_LUA: Final = f"""
-local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE, FAILURES, NOT_BEFORE = 1, 2, 3, 4, 5, 6, 7, 8
+local OUTCOME, FIRMWARE, FROM_VERSION, ID, AT, CODE, FAILURES, NOT_BEFORE, FAILED = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local RANKS = {{{RANKS_LUA}}}
 local FINAL = {_FIRST_FINAL}
+local OUTCOMES = {{{_OUTCOMES_LUA}}}
+local IS_OUTCOME = {{}}
+for _, outcome in ipairs(OUTCOMES) do IS_OUTCOME[outcome] = true end
 local function rank_of(outcome) return RANKS[outcome] or FINAL end
+local TYPES = {{'string', 'string', 'string', 'number', 'number', 'string', 'number', 'number', 'table'}}
+local function unpack_record(packed)
+  local ok, record, more = pcall(cmsgpack.unpack, packed or '')
+  if not ok or more ~= nil or type(record) ~= 'table' or #record < CODE then return nil end
+  for i, kind in ipairs(TYPES) do
+    if type(record[i]) ~= kind and (i <= CODE or record[i] ~= nil) then return nil end
+  end
+  return IS_OUTCOME[record[OUTCOME]] and record or nil
+end
 local function is_waited_for(record)
   return record[CODE] == 'undelivered' and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending')
 end
@@ -34,11 +48,16 @@ local function complete_if_done(run, now)
     redis.call('HSET', run, 'state', 'completed', 'finished', now)
   end
 end
-local function stop_if_it_fails(run, after, percent)
+local function count_failed(run)
   local counts = redis.call('HMGET', run, 'n:succeeded', 'n:failed', 'n:timed_out', 'retried')
   for i = 1, 4 do counts[i] = tonumber(counts[i] or 0) end
   local failed = counts[2] + counts[3] + counts[4]
-  local finished = failed + counts[1]
+  return failed, failed + counts[1]
+end
+local function stop_if_it_fails(run, after, percent)
+  local failed, finished = count_failed(run)
+  local before = redis.call('HMGET', run, 'forgiven', 'forgiven_of')
+  failed, finished = failed - tonumber(before[1] or 0), finished - tonumber(before[2] or 0)
   if finished < after or failed * 100 < percent * finished then return false end
   local reason = '%d of %d devices that finished failed or timed out; it stops at %d %%.'
   redis.call('HSET', run, 'before', redis.call('HGET', run, 'state'), 'state', 'stopped',
@@ -105,15 +124,18 @@ return 1
 
 # KEYS: run, unsent. ARGV: now, stale before, most in the queue.
 QUEUE: Final = Script("""
-if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {} end
+local state, paced = unpack(redis.call('HMGET', KEYS[1], 'state', 'paced'))
+if state ~= 'running' or (paced and tonumber(ARGV[1]) < tonumber(paced)) then return {} end
 local queued = redis.call('ZCOUNT', KEYS[2], ARGV[2], '+inf')
-local room = tonumber(ARGV[3]) - queued
+local room = (paced and 1 or tonumber(ARGV[3])) - queued
 if room <= 0 then return {} end
 local chunks = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[2], 'LIMIT', 0, room)
 for _, chunk in ipairs(chunks) do redis.call('ZADD', KEYS[2], ARGV[1], chunk) end
 return chunks
 """)
-"""The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more."""
+"""The chunks that belong into the queue now: never too many at once, and again those that nobody holds any more.
+
+Where the pace holds a run up, one at a time, and none before it allows a command more."""
 
 # KEYS: run, chunk, unsent, later. ARGV: chunk number, worker, now, lease ms, most wanted, first id, is first call (1 or
 # 0), rate per minute (0: unbounded), ramp from (0: none), most concurrent (0: unbounded), stop after (0: never), stop
@@ -143,11 +165,12 @@ local steps = math.ceil(math.min(20, jitter / 1000))
 local phase = math.random()
 local flat = redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
-  local record = cmsgpack.unpack(flat[i + 1])
-  if record[OUTCOME] == 'sending' then
+  local record = unpack_record(flat[i + 1])
+  local outcome = record and record[OUTCOME]
+  if outcome == 'sending' then
     sending = sending + 1
     if is_first then again[#again + 1] = flat[i]; again[#again + 1] = flat[i + 1] end
-  elseif record[OUTCOME] == 'planned' then
+  elseif outcome == 'planned' then
     if jitter > 0 and not record[NOT_BEFORE] then
       record[FAILURES] = record[FAILURES] or 0
       record[NOT_BEFORE] = now + math.floor((math.random(0, steps - 1) + phase) * jitter / steps)
@@ -166,6 +189,7 @@ if #planned == 0 and sending == 0 then
 end
 redis.call('ZADD', KEYS[3], now, number)
 local may, wait = math.min(wanted, #planned), 0
+local would = may
 if stop_after > 0 then
   -- Results first: never further ahead of them than twice what succeeded.
   local ahead = 2 * math.max(stop_after, tonumber(redis.call('HGET', run, 'n:succeeded') or 0))
@@ -191,6 +215,13 @@ if rate > 0 and may > 0 then
   redis.call('HSET', run, 'tokens', tostring(tokens - may), 'tokens_at', now)
   wait = math.ceil(math.max(1, (1 - (tokens - may)) * 60000 / rate))
 end
+if may == 0 and would > 0 and #again == 0 then
+  redis.call('HSET', run, 'paced', now + wait)
+  redis.call('ZADD', KEYS[3], 0, number)
+  redis.call('HDEL', run, field)
+  return {'paced', wait, {}, {}}
+end
+if may == would then redis.call('HDEL', run, 'paced') end
 local taken = {}
 for i = 1, may do
   local identifier, record = planned[i][1], planned[i][2]
@@ -207,7 +238,8 @@ return {'taken', wait, again, taken}
 Returns a word and a number of ms, then records that an earlier holder was sending when it was lost (told only at the
 first call), then new ones: they are `sending` and have their command ids before anybody sends. `held`: another worker
 has the chunk; `stopped`: the run does not run; `done`: no command of the chunk may leave now, and WAKE knows when one
-may. The ms say when to ask again. Jitter is a wait that a device gets when its chunk is first lent.
+may; `paced`: the pace allows none, and QUEUE knows when: nobody holds the chunk meanwhile, and other runs have
+their turn. The ms say when to ask again. Jitter is a wait that a device gets when its chunk is first lent.
 """
 
 # KEYS: run, chunk, deadlines. ARGV: chunk number, now, timeout ms, then identifier, outcome, code, firmware, from
@@ -217,16 +249,20 @@ SENT: Final = Script(
     + """
 local now, moved, is_open = tonumber(ARGV[2]), 0, false
 for i = 4, #ARGV, 5 do
-  local packed = redis.call('HGET', KEYS[2], ARGV[i])
-  local record = packed and cmsgpack.unpack(packed)
+  local record = unpack_record(redis.call('HGET', KEYS[2], ARGV[i]))
   if record and record[OUTCOME] == 'sending' then
     record[FIRMWARE], record[FROM_VERSION] = ARGV[i + 3], ARGV[i + 4]
-    local code = ARGV[i + 2]
-    -- The broker's news of it may be faster than the worker's.
-    if ARGV[i + 1] == 'offered' and record[CODE] == 'undelivered' then code = 'undelivered' end
-    move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, ARGV[i + 1], code, now)
+    local outcome, code = ARGV[i + 1], ARGV[i + 2]
+    if outcome == 'offered' then
+      -- The broker's news of it may be faster than the worker's.
+      if record[CODE] == 'undelivered' then code = 'undelivered' end
+      if record[CODE] == 'came_back' then outcome = 'planned' end
+    elseif outcome == 'skipped' and record[FAILED] then
+      outcome, code = record[FAILED][2], record[FAILED][3]
+    end
+    move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, outcome, code, now)
     moved = moved + 1
-    is_open = is_open or rank_of(ARGV[i + 1]) < FINAL
+    is_open = is_open or rank_of(outcome) < FINAL
   end
 end
 if is_open then redis.call('ZADD', KEYS[3], 'LT', now + tonumber(ARGV[3]), ARGV[1]) end
@@ -234,7 +270,9 @@ complete_if_done(KEYS[1], now)
 return moved
 """
 )
-"""What became of commands that a worker sent, or had to let be. One that moved on meanwhile stays where it is."""
+"""What became of commands that a worker sent, or had to let be. One that moved on meanwhile stays where it is.
+
+A device that failed and for which there is nothing now to try again with has failed: it was sent something."""
 
 # KEYS: run, chunk, later. ARGV: chunk number, now, then identifier, outcome, code, at, …
 MOVE: Final = Script(
@@ -245,19 +283,22 @@ local state, retries, backoff = unpack(redis.call('HMGET', KEYS[1], 'state', 're
 local may_retry = tonumber(retries or 0)
 if state == 'cancelled' or state == 'failed' then may_retry = 0 end
 for i = 3, #ARGV, 4 do
-  local packed = redis.call('HGET', KEYS[2], ARGV[i])
-  local record = packed and cmsgpack.unpack(packed)
-  local outcome, code = ARGV[i + 1], ARGV[i + 2]
-  if record and rank_of(record[OUTCOME]) < FINAL and rank_of(outcome) > rank_of(record[OUTCOME]) then
+  local record = unpack_record(redis.call('HGET', KEYS[2], ARGV[i]))
+  local outcome, code, at = ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+  local has_failed = outcome == 'failed' or (outcome == 'timed_out' and code ~= 'expired')
+  local failed_at = record and record[FAILED] and record[FAILED][1]
+  -- Each is told at least once: a failure that led to the retry is no second one, and steps before it are past.
+  local is_past = failed_at and ((has_failed and at == failed_at) or (rank_of(outcome) < FINAL and at <= failed_at))
+  if record and not is_past and rank_of(record[OUTCOME]) < FINAL and rank_of(outcome) > rank_of(record[OUTCOME]) then
     local failures = record[FAILURES] or 0
-    local has_failed = outcome == 'failed' or (outcome == 'timed_out' and code ~= 'expired')
     if has_failed and failures < may_retry then
       record[FAILURES], record[NOT_BEFORE] = failures + 1, now + tonumber(backoff) * 2 ^ failures
+      record[FAILED] = {at, outcome, code}
       move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, 'planned', code, now)
       redis.call('HINCRBY', KEYS[1], 'retried', 1)
       redis.call('ZADD', KEYS[3], 'LT', record[NOT_BEFORE], ARGV[1])
     else
-      move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, outcome, code, tonumber(ARGV[i + 3]))
+      move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, outcome, code, at)
     end
     moved = moved + 1
   end
@@ -297,9 +338,9 @@ NOTE_UNDELIVERED: Final = Script(
     + """
 for i = 2, #ARGV do
   local identifier = ARGV[i]
-  local packed = redis.call('HGET', KEYS[2], identifier)
-  local record = packed and cmsgpack.unpack(packed)
-  if record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending') then
+  local record = unpack_record(redis.call('HGET', KEYS[2], identifier))
+  local is_out = record and (record[OUTCOME] == 'offered' or record[OUTCOME] == 'sending')
+  if is_out and record[CODE] ~= 'came_back' then
     local was_waited_for = is_waited_for(record)
     record[CODE] = 'undelivered'
     write(KEYS[1], KEYS[2], ARGV[1], identifier, record, was_waited_for)
@@ -316,9 +357,12 @@ AGAIN: Final = Script(
     + """
 local moved = 0
 for i = 3, #ARGV do
-  local packed = redis.call('HGET', KEYS[2], ARGV[i])
-  local record = packed and cmsgpack.unpack(packed)
-  if record and record[OUTCOME] == 'offered' then
+  local record = unpack_record(redis.call('HGET', KEYS[2], ARGV[i]))
+  if record and record[OUTCOME] == 'sending' then
+    local was_waited_for = is_waited_for(record)
+    record[CODE] = 'came_back'
+    write(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, was_waited_for)
+  elseif record and record[OUTCOME] == 'offered' then
     move(KEYS[1], KEYS[2], ARGV[1], ARGV[i], record, 'planned', '', tonumber(ARGV[2]))
     moved = moved + 1
   end
@@ -327,32 +371,31 @@ if moved > 0 then redis.call('ZADD', KEYS[3], 0, ARGV[1]) end
 return moved
 """
 )
-"""Devices to which their command goes once more, with its id."""
+"""Devices to which their command goes once more, with its id. For one that is `sending` SENT sees to it."""
 
-# KEYS: run, chunk, deadlines. ARGV: chunk number, timeout ms.
+# KEYS: run, chunk, deadlines. ARGV: chunk number, timeout ms, now.
 NEXT_DEADLINE: Final = Script(
     RUN_LUA
     + """
 local first = false
 for _, packed in ipairs(redis.call('HVALS', KEYS[2])) do
-  local record = cmsgpack.unpack(packed)
-  local rank = rank_of(record[OUTCOME])
-  local waited_for = record[CODE] == 'undelivered'
-  local is_under_way = rank > RANKS.sending and rank < FINAL and not waited_for
-  if is_under_way and (not first or record[AT] < first) then first = record[AT] end
+  local record = unpack_record(packed)
+  local rank = record and rank_of(record[OUTCOME]) or FINAL
+  if rank > RANKS.sending and rank < FINAL then
+    local at = is_waited_for(record) and tonumber(ARGV[3]) or record[AT]
+    if not first or at < first then first = at end
+  end
 end
 if first then redis.call('ZADD', KEYS[3], first + tonumber(ARGV[2]), ARGV[1])
 else redis.call('ZREM', KEYS[3], ARGV[1]) end
 return first
 """
 )
+"""When to look at the chunk again. Who is waited for has no deadline, and is looked at once in that time."""
 
 # KEYS: run, then some chunks. ARGV: number of the first of these, now.
 RECOUNT: Final = Script(
     RUN_LUA
-    + f"""
-local OUTCOMES = {{{_OUTCOMES_LUA}}}
-"""
     + """
 local run, first, now = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local at, chunks = unpack(redis.call('HMGET', run, 'recount', 'chunks'))
@@ -364,9 +407,9 @@ for i, name in ipairs(names) do fields[i], tally[name] = 'r:' .. name, 0 end
 if first == 0 then redis.call('HDEL', run, unpack(fields)) end
 for i = 2, #KEYS do
   for _, packed in ipairs(redis.call('HVALS', KEYS[i])) do
-    local ok, record = pcall(cmsgpack.unpack, packed)
-    local name = ok and type(record) == 'table' and 'n:' .. tostring(record[OUTCOME])
-    if name and tally[name] then
+    local record = unpack_record(packed)
+    if record then
+      local name = 'n:' .. record[OUTCOME]
       tally[name] = tally[name] + 1
       if is_waited_for(record) then tally.waited_for = tally.waited_for + 1 end
     end
@@ -425,7 +468,14 @@ local state = redis.call('HGET', KEYS[1], 'state') or 'waiting'
 for i = 4, #ARGV do
   if state == ARGV[i] then
     local wanted = ARGV[1]
-    if wanted == 'resumed' then wanted = redis.call('HGET', KEYS[1], 'before') or 'running' end
+    if wanted == 'resumed' then
+      wanted = redis.call('HGET', KEYS[1], 'before') or 'running'
+      redis.call('HDEL', KEYS[1], 'told:paused', 'told:stopped')
+      if state == 'stopped' then
+        local failed, finished = count_failed(KEYS[1])
+        redis.call('HSET', KEYS[1], 'forgiven', failed, 'forgiven_of', finished)
+      end
+    end
     if wanted == 'paused' or wanted == 'stopped' then redis.call('HSET', KEYS[1], 'before', state) end
     redis.call('HSET', KEYS[1], 'state', wanted, 'reason', ARGV[2])
     if wanted == 'cancelled' or wanted == 'failed' then redis.call('HSET', KEYS[1], 'finished', ARGV[3])
@@ -436,4 +486,5 @@ end
 return {0, state}
 """
 )
-"""Changes the state if it is one of those; says whether, and what it was."""
+"""Changes the state if it is one of those; says whether, and what it was. A run that stopped itself and is resumed has
+another chance: what failed until then counts no more."""

@@ -49,6 +49,9 @@ _LOOKED_AT: Final = 500
 _RECOUNTED_AT_ONCE: Final = 4
 """Chunks of a recount that Redis counts at once: a thousand devices, a millisecond or two."""
 
+_FAILED: Final = 8
+"""Where a record has its last failure."""
+
 _HEAD: Final[TypeAdapter[RunHead]] = TypeAdapter(RunHead)
 _packer = msgpack.Packer(unicode_errors="surrogatepass")
 
@@ -123,7 +126,10 @@ class RedisRuns:
         """See ports.runs.RunStore."""
         with redis_errors("reading a chunk of a run"):
             found = await run_command(self._redis, "HGETALL", self._keys.run_chunk(run_id, chunk))
-        return [_device_of(identifier, packed) for identifier, packed in found.items()]
+        devices = [device for identifier, packed in found.items() if (device := _device_of(identifier, packed))]
+        if len(devices) < len(found):
+            _log.warning("run_devices_unreadable", run=run_id, chunk=chunk, count=len(found) - len(devices))
+        return devices
 
     async def count_chunks(self, run_id: str) -> int:
         """See ports.runs.RunStore."""
@@ -250,11 +256,11 @@ class RedisRuns:
             )
         return [int(chunk) for chunk in found]
 
-    async def set_next_deadline(self, run_id: str, chunk: int, *, timeout_ms: int) -> None:
+    async def set_next_deadline(self, run_id: str, chunk: int, *, now_ms: int, timeout_ms: int) -> None:
         """See ports.runs.RunStore."""
         keys = (self._keys.run(run_id), self._keys.run_chunk(run_id, chunk), self._keys.run_deadlines(run_id))
         with redis_errors("looking for devices that time out"):
-            await NEXT_DEADLINE.run(self._redis, keys, (chunk, timeout_ms))
+            await NEXT_DEADLINE.run(self._redis, keys, (chunk, timeout_ms, now_ms))
 
     # ---- counters
 
@@ -376,14 +382,22 @@ def _pack(device: RunDevice) -> bytes:
     return packed
 
 
-def _device_of(identifier: bytes, packed: bytes) -> RunDevice:
-    outcome, firmware_id, from_version, command_id, at_ms, code = msgpack.unpackb(
-        packed, unicode_errors="surrogatepass"
-    )[:6]
-    return RunDevice(
-        as_text(identifier), Outcome(outcome), firmware_id, from_version, int(command_id), int(at_ms), code
-    )
+def _device_of(identifier: bytes, packed: bytes) -> RunDevice | None:
+    """None where it can't be read, as for the scripts."""
+    try:
+        record: list[Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+        outcome, firmware_id, from_version, command_id, at_ms, code = record[:6]
+        failed_at_ms = int(record[_FAILED][0]) if len(record) > _FAILED else 0
+        device = RunDevice(
+            *(as_text(identifier), Outcome(outcome), firmware_id, from_version),
+            *(int(command_id), int(at_ms), code, failed_at_ms),
+        )
+    except Exception:  # noqa: BLE001 - msgpack has many, and any shape may come out of it
+        return None
+    is_whole = all(isinstance(text, str) for text in (firmware_id, from_version, code))
+    return device if is_whole else None
 
 
 def _devices_of(flat: Sequence[Any]) -> list[RunDevice]:
-    return [_device_of(identifier, packed) for identifier, packed in zip(flat[::2], flat[1::2], strict=True)]
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [device for identifier, packed in pairs if (device := _device_of(identifier, packed))]

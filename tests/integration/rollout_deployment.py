@@ -151,18 +151,7 @@ class Deployment:
             runs=self.runs,
             events=events,
             planner=Planner(self.catalogue, self.devices, self.runs, clock_ms=self.clock_ms),
-            sender=Sender(
-                OPTIONS,
-                worker=name,
-                lease_ms=LEASE_MS,
-                snapshots=self.catalogue,
-                devices=self.devices,
-                offers=self.offers,
-                runs=self.runs,
-                command_ids=RedisCommandIds(self.redis, self.keys),
-                publisher=self.broker,
-                clock_ms=self.clock_ms,
-            ),
+            sender=self.sender(name),
             keeper=self.keeper(queue),
             timer=self.check_timer(name),
             watch=FirmwareWatch(
@@ -179,6 +168,26 @@ class Deployment:
         task = asyncio.create_task(worker.run())
         self._workers.append(task)
         return task
+
+    def sender(self, name: str) -> Sender:
+        return Sender(
+            OPTIONS,
+            worker=name,
+            lease_ms=LEASE_MS,
+            snapshots=self.catalogue,
+            devices=self.devices,
+            offers=self.offers,
+            runs=self.runs,
+            command_ids=RedisCommandIds(self.redis, self.keys),
+            publisher=self.broker,
+            clock_ms=self.clock_ms,
+        )
+
+    async def plan(self, run_id: str) -> Run:
+        """As a worker would that is killed then."""
+        run = await self.run(run_id)
+        assert await Planner(self.catalogue, self.devices, self.runs, clock_ms=self.clock_ms).plan(run.head)
+        return run
 
     def keeper(self, queue: RedisWorkQueue) -> Keeper:
         keeper = Keeper(

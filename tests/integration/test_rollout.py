@@ -15,6 +15,8 @@ import pytest
 from admin_api.documents.tasks import TaskFields
 from ota_hook.endings import end_tasks
 from ota_hook.model import (
+    CatalogueChange,
+    DocumentKind,
     Interval,
     Once,
     OpenOffer,
@@ -24,13 +26,22 @@ from ota_hook.model import (
 from ota_hook.progress import UNDELIVERED
 from ota_hook.publish.webhook import Webhook
 from ota_hook.rollout.keeper import RECOUNT_EVERY_MS
-from ota_hook.rollout.planner import Planner
 from ota_hook.rollout.teller import Teller
 from ota_hook.rollout.watch import StopRule
 from ota_hook.state.hot import HotPresence
+from ota_hook.state.presence import pack_connection
 from ota_hook.state.work import RedisWorkQueue
-from ota_hook.task import Missed, Pacing, RunState, Task
-from tests.integration.rollout_deployment import FIRMWARE, LEASE_MS, TASK, Deployment, said, some_rounds
+from ota_hook.task import Missed, Pacing, RunDevice, RunState, Task
+from tests.integration.rollout_deployment import (
+    FIRMWARE,
+    LEASE_MS,
+    RULE,
+    TASK,
+    TRACKER,
+    Deployment,
+    said,
+    some_rounds,
+)
 from tests.integration.waiting import eventually
 
 
@@ -129,9 +140,7 @@ async def test_a_worker_that_is_lost_in_the_middle_is_taken_over_with_the_same_i
 async def test_a_chunk_that_a_lost_worker_still_holds_is_waited_for_and_taken_over(deployed: Deployment) -> None:
     await deployed.add_devices(3)
     run_id = await deployed.run_now()
-    run = await deployed.run(run_id)
-    planner = Planner(deployed.catalogue, deployed.devices, deployed.runs, clock_ms=deployed.clock_ms)
-    assert await planner.plan(run.head)
+    await deployed.plan(run_id)
     taken = await deployed.runs.take(
         *(run_id, 0),
         worker="lost",
@@ -151,6 +160,45 @@ async def test_a_chunk_that_a_lost_worker_still_holds_is_waited_for_and_taken_ov
     assert {device.identifier for device in taken.devices} == {
         device for device, ids in deployed.broker.ids.items() if ids <= {7, 8}
     }
+
+
+async def test_a_retry_that_a_lost_worker_did_not_send_is_sent_by_another(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    killed = await deployed.start_worker("killed")
+
+    async def fail(device: str, command: dict[str, object]) -> None:
+        deployed.broker.hold, deployed.broker.on_command = asyncio.Event(), None
+        deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+
+    deployed.broker.on_command = fail
+    run_id = await deployed.run_now(replace(TASK, retries=1, backoff_s=0))
+    await eventually(lambda: len(deployed.broker.commands) == 2)
+    killed.cancel()
+    await asyncio.gather(killed, return_exceptions=True)
+    await deployed.redis.delete(deployed.keys.offers(deployed.keys.bucket_of(name)))  # as if it was killed before
+    deployed.broker.hold = None
+    await deployed.start_worker("two")
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    assert len(deployed.broker.commands) == 3
+    assert len(deployed.broker.ids[name]) == 1
+
+
+async def test_a_device_that_got_another_type_meanwhile_is_sent_nothing(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    await deployed.catalogue.change(
+        lambda _: [
+            CatalogueChange(DocumentKind.DEVICE_TYPE, "other", replace(TRACKER, key="other")),
+            CatalogueChange(DocumentKind.RULE, "01JRULE2", replace(RULE, id="01JRULE2", device_type="other")),
+            CatalogueChange(DocumentKind.FIRMWARE, "01JF2", replace(FIRMWARE, id="01JF2", device_type="other")),
+        ]
+    )
+    run_id = await deployed.run_now()
+    await deployed.plan(run_id)
+    await deployed.devices.put_device(name, "other", {"version": "1.0"}, ())
+    await deployed.start_worker()
+    assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.SKIPPED: 1}
+    assert (await deployed.records(run_id))[name].code == "type_differs"
+    assert deployed.broker.commands == []
 
 
 async def test_commands_wait_for_a_broker_that_is_away(deployed: Deployment) -> None:
@@ -177,6 +225,49 @@ async def test_a_paused_run_sends_nothing_and_goes_on_when_resumed(deployed: Dep
     assert len(deployed.broker.commands) == sent < 100
     await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 100})
+
+
+async def test_a_run_that_is_paused_again_is_told_again(deployed: Deployment) -> None:
+    await deployed.add_devices(1)
+    await deployed.notices.open()
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    run = await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    for count in (1, 2):
+        await deployed.runs.set_state(run.head, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+
+        async def is_told(count: int = count) -> bool:
+            return await deployed.redis.xlen(deployed.keys.notices) == count
+
+        await eventually(is_told)
+        await some_rounds()
+        assert await is_told()
+        await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
+
+
+async def test_a_paused_run_that_expired_is_read_no_more_when_each_device_has_its_outcome(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployed.add_devices(1)
+    run_id = await deployed.run_now()
+    run = await deployed.plan(run_id)
+    await deployed.runs.set_state(run.head, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+    deployed.shift_ms = (TASK.expires_s + 1) * 1_000
+    keeper = deployed.keeper(RedisWorkQueue(deployed.redis, deployed.keys, consumer="one"))
+    await keeper.look_after_all()
+    assert (await deployed.run(run_id)).counters == {Outcome.TIMED_OUT: 1}
+    read: list[int] = []
+    read_chunk = deployed.runs.read_chunk
+
+    async def note_reading(run_id: str, chunk: int) -> list[RunDevice]:
+        read.append(chunk)
+        return await read_chunk(run_id, chunk)
+
+    monkeypatch.setattr(deployed.runs, "read_chunk", note_reading)
+    await keeper.look_after_all()
+    assert read == []
+    await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
+    assert (await deployed.run(run_id)).state is RunState.COMPLETED
 
 
 async def test_devices_that_wait_by_chance_are_sent_nothing_when_their_run_is_paused(deployed: Deployment) -> None:
@@ -217,6 +308,18 @@ async def test_a_device_that_never_answers_times_out(deployed: Deployment) -> No
     assert (await deployed.offers.load_counters([FIRMWARE.id]))[FIRMWARE.id] == {"offered": 3, "timed_out": 3}
 
 
+async def test_a_run_that_holds_a_damaged_record_goes_on_and_is_cancelled(deployed: Deployment) -> None:
+    damaged, *_ = await deployed.add_devices(5)
+    run_id = await deployed.run_now()
+    run = await deployed.plan(run_id)
+    await deployed.redis.hset(deployed.keys.run_chunk(run_id, 0), damaged, b"garbage")
+    await deployed.start_worker()
+    await eventually(lambda: len(deployed.broker.commands) == 4)
+    await deployed.runs.set_state(run.head, RunState.CANCELLED, of=[RunState.RUNNING], reason="", now_ms=1)
+    await eventually(lambda: no_open_run(deployed))
+    assert (await deployed.run(run_id)).counters == {Outcome.CANCELLED: 4}
+
+
 async def test_an_outcome_whose_news_was_lost_is_found_when_the_device_would_time_out(deployed: Deployment) -> None:
     (name,) = await deployed.add_devices(1)
     worker = await deployed.start_worker()
@@ -250,6 +353,33 @@ async def test_a_run_for_chosen_devices_concerns_those_alone(deployed: Deploymen
     run_id = await deployed.run_now(devices=(names[1], "unknown", names[3]))
     await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 2})
     assert {device for device, _ in deployed.broker.commands} == {names[1], names[3]}
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [{"pacing": Pacing(rate_per_minute=60)}, {"pacing": Pacing(max_concurrent=5)}, {"stop_percent": 50}],
+    ids=["rate", "concurrent", "results first"],
+)
+async def test_a_run_that_goes_slowly_keeps_no_other_from_its_turn(
+    deployed: Deployment, slow: dict[str, Pacing | int]
+) -> None:
+    await deployed.add_devices(3_000)
+    await deployed.start_worker()
+    slow_id = await deployed.run_now(replace(TASK, **slow))  # type: ignore[arg-type]
+    await deployed.until(slow_id, lambda run: bool(run.counters.get(Outcome.OFFERED)))
+    await some_rounds()
+    quick_id = await deployed.run_now(replace(TASK, id="01JQUICK", device_type=None, devices=("d00001", "d02999")))
+    await deployed.until(quick_id, lambda run: run.counters == {Outcome.OFFERED: 2}, within_s=10)
+    assert (await deployed.run(slow_id)).counters[Outcome.PLANNED] > 2_900
+
+
+async def test_a_task_that_can_not_be_read_keeps_no_other_from_its_time(deployed: Deployment) -> None:
+    await deployed.add_devices(1)
+    await deployed.redis.hset(deployed.keys.tasks, "01JBAD", b"{}")
+    await deployed.redis.zadd(deployed.keys.due, {"01JBAD": 5})
+    await deployed.tasks.put_task(replace(TASK, schedule=Interval(3_600, 0)), expected=b"", due_at_ms=7)
+    await deployed.start_worker()
+    await eventually(lambda: len(deployed.broker.commands) == 1)
 
 
 async def test_a_due_task_runs_once_with_three_workers(deployed: Deployment) -> None:
@@ -343,6 +473,43 @@ async def test_a_device_that_was_away_gets_the_same_command_when_it_comes_back(d
     assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.SUCCEEDED: 1}
 
 
+async def test_a_device_that_came_back_while_its_command_was_being_sent_gets_it_again(deployed: Deployment) -> None:
+    (name,) = await deployed.add_devices(1)
+    presence = HotPresence(deployed.hook.pipes, deployed.keys)
+
+    async def miss_it_and_come(device: str, command: dict[str, object]) -> None:
+        deployed.broker.on_command = None
+        deployed.hook.offers.track_offer(device, said(Outcome.OFFERED, UNDELIVERED), at_ms=deployed.clock_ms())
+        await eventually(lambda: is_waited_for(deployed, run_id, device))
+        presence.come(device, "c1", at_ms=deployed.clock_ms())
+        await some_rounds()
+
+    deployed.broker.on_command = miss_it_and_come
+    run_id = await deployed.run_now()
+    await deployed.start_worker()
+    await eventually(lambda: len(deployed.broker.commands) == 2)
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 1})
+    assert not await is_waited_for(deployed, run_id, name)
+    assert len(deployed.broker.ids[name]) == 1
+
+
+async def test_a_device_that_is_back_gets_its_command_though_nobody_told_that_it_came(deployed: Deployment) -> None:
+    back, away = await deployed.add_devices(2)
+    deployed.knows_presence = True
+    await deployed.start_worker()
+    run_id = await deployed.run_now()
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 2})
+    for name in (back, away):
+        deployed.hook.offers.track_offer(name, said(Outcome.OFFERED, UNDELIVERED), at_ms=deployed.clock_ms())
+        await eventually(lambda name=name: is_waited_for(deployed, run_id, name))  # type: ignore[misc]
+    connection = pack_connection("c1\0n1\x007", at_ms=deployed.clock_ms())
+    await deployed.redis.hset(deployed.keys.presence(deployed.keys.bucket_of(back)), back, connection)
+    deployed.shift_ms = 61_000
+    await eventually(lambda: len(deployed.broker.commands) == 3)
+    assert deployed.broker.commands[2][0] == back
+    assert await is_waited_for(deployed, run_id, away)
+
+
 async def is_waited_for(deployed: Deployment, run_id: str, name: str) -> bool:
     return (await deployed.records(run_id))[name].code == UNDELIVERED
 
@@ -433,6 +600,33 @@ async def test_a_firmware_that_fails_everywhere_stops_its_run_before_many_have_i
     await some_rounds()
     assert len(deployed.broker.ids) <= 3 * 20
     await deployed.until(run_id, lambda run: Outcome.SENDING not in run.counters)
+
+
+async def test_a_run_that_stopped_itself_and_is_resumed_has_another_chance(deployed: Deployment) -> None:
+    await deployed.add_devices(200)
+    deployed.stop_rule = StopRule(100, 1_000_000)
+    fails = True
+
+    async def answer(device: str, command: dict[str, object]) -> None:
+        if fails:
+            deployed.hook.offers.track_offer(device, said(Outcome.FAILED, "flash_failed"), at_ms=deployed.clock_ms())
+        else:
+            await deployed.report(device, "2.0")
+
+    deployed.broker.on_command = answer
+    await deployed.start_worker()
+    run_id = await deployed.run_now(task_of_api())
+    run = await deployed.reached(run_id, RunState.STOPPED)
+    await deployed.until(run_id, lambda run: not {Outcome.SENDING, Outcome.OFFERED} & run.counters.keys())
+    failed = len(deployed.broker.ids)
+    await deployed.runs.set_state(run.head, None, of=[RunState.STOPPED], reason="", now_ms=1)
+    await deployed.reached(run_id, RunState.STOPPED)
+    await deployed.until(run_id, lambda run: not {Outcome.SENDING, Outcome.OFFERED} & run.counters.keys())
+    assert failed + 20 <= len(deployed.broker.ids) < failed + 60
+    failed, fails = len(deployed.broker.ids), False
+    await deployed.runs.set_state(run.head, None, of=[RunState.STOPPED], reason="", now_ms=1)
+    run = await deployed.reached(run_id, RunState.COMPLETED)
+    assert run.counters == {Outcome.FAILED: failed, Outcome.SUCCEEDED: 200 - failed}
 
 
 def task_of_api(**fields: object) -> Task:
@@ -579,6 +773,20 @@ async def test_outside_of_its_window_a_run_waits_and_goes_on_when_it_opens(deplo
     deployed.shift_ms = 31 * 60_000
     run = await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 3})
     assert (run.state, run.reason) == (RunState.RUNNING, "")
+
+
+async def test_outside_of_its_window_nothing_is_sent_though_its_run_was_left_running(deployed: Deployment) -> None:
+    await deployed.add_devices(3)
+    now = datetime.now(UTC)
+    opens = now.hour * 60 + now.minute + 30
+    window = Window("UTC", tuple(range(7)), opens % 1_440, (opens + 60) % 1_440)
+    run = await deployed.plan(await deployed.run_now(replace(TASK, window=window)))
+    sender = deployed.sender("one")
+    await sender.send_chunk(run.head, 0)
+    assert deployed.broker.commands == []
+    deployed.shift_ms = 31 * 60_000
+    await sender.send_chunk(run.head, 0)
+    assert len(deployed.broker.commands) == 3
 
 
 # ---- notices

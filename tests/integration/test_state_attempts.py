@@ -162,6 +162,16 @@ async def test_a_command_that_was_not_delivered_is_not_tried(fleet: Fleet) -> No
     assert await fleet.report("1.0") == []
 
 
+async def test_a_device_whose_first_answer_was_lost_has_tried_the_one_that_it_got_then(fleet: Fleet) -> None:
+    await fleet.come()
+    await fleet.offer()
+    await fleet.say(Outcome.OFFERED, "undelivered")  # it asked before it subscribed
+    await fleet.offer()
+    fleet.pass_time()
+    await fleet.come("two")
+    assert await fleet.report("1.0") == [CountAttempt]
+
+
 @pytest.mark.parametrize("step", [Outcome.DOWNLOADING, Outcome.DOWNLOADED, Outcome.INSTALLING])
 async def test_a_device_that_said_it_is_at_it_has_tried(fleet: Fleet, step: Outcome) -> None:
     await fleet.offer()

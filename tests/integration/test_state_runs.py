@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from typing import Final
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
@@ -360,6 +362,29 @@ async def test_jitter_spreads_devices_over_its_time_and_holds_no_chunk_meanwhile
     assert looks <= 21
 
 
+async def test_a_chunk_that_the_pace_holds_up_is_held_by_nobody_and_one_is_queued_when_it_goes_on(
+    runs: RedisRuns,
+) -> None:
+    position: PlanPosition | None = await runs.begin_plan(HEAD, now_ms=0)
+    for number in range(9):
+        assert position is not None
+        position = await runs.add_chunk(
+            HEAD.id, planned(*(f"{c}{number}" for c in "abc")), before=position, cursor=number
+        )
+    assert position is not None
+    await runs.end_plan(HEAD.id, position, now_ms=0)
+    pace = Pacing(rate_per_minute=60)
+    assert len(await runs.queue_chunks(HEAD.id, now_ms=1_000, stale_ms=500, most=9)) == 9
+    assert len((await take(runs, pacing=pace))[2]) == 1
+    assert (await take(runs, pacing=pace, is_first=False))[0] == "paced"
+    assert (await take(runs, chunk=1, pacing=pace))[0] == "paced"
+    assert await runs.queue_chunks(HEAD.id, now_ms=1_999, stale_ms=500, most=9) == []
+    (chunk,) = await runs.queue_chunks(HEAD.id, now_ms=2_000, stale_ms=500, most=9)
+    assert len((await take(runs, chunk=chunk, by="two", now_ms=2_000, pacing=pace))[2]) == 1
+    assert len((await take(runs, chunk=chunk, by="two", now_ms=2_000, pacing=Pacing(), is_first=False))[2]) == 1
+    assert len(await runs.queue_chunks(HEAD.id, now_ms=2_500, stale_ms=500, most=9)) == 8
+
+
 async def test_no_more_devices_than_allowed_are_offered_and_not_finished(runs: RedisRuns) -> None:
     await start(runs, *(f"d{number}" for number in range(10)))
     pace = Pacing(max_concurrent=3)
@@ -414,12 +439,45 @@ async def test_the_next_deadline_is_that_of_the_device_that_waits_longest(runs: 
     await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED)], now_ms=2_000, timeout_ms=60_000)
     await runs.mark_sent(HEAD.id, 0, [became(b, Outcome.OFFERED)], now_ms=5_000, timeout_ms=60_000)
     await runs.move(HEAD.id, 0, [became(a, Outcome.TIMED_OUT, at_ms=62_000)], now_ms=62_000)
-    await runs.set_next_deadline(HEAD.id, 0, timeout_ms=60_000)
+    await runs.set_next_deadline(HEAD.id, 0, now_ms=62_000, timeout_ms=60_000)
     assert await runs.load_due_chunks(HEAD.id, now_ms=64_999, limit=9) == []
     assert await runs.load_due_chunks(HEAD.id, now_ms=65_000, limit=9) == [0]
     await runs.move(HEAD.id, 0, [became(b, Outcome.SUCCEEDED)], now_ms=65_000)
-    await runs.set_next_deadline(HEAD.id, 0, timeout_ms=60_000)
+    await runs.set_next_deadline(HEAD.id, 0, now_ms=65_000, timeout_ms=60_000)
     assert await runs.load_due_chunks(HEAD.id, now_ms=10**15, limit=9) == []
+
+
+DAMAGED: Final = {
+    "no msgpack": b"\xc1garbage",
+    "nothing": b"",
+    "a number": msgpack.packb(7),
+    "a map": msgpack.packb({"a": 1}),
+    "too short": msgpack.packb(["planned"]),
+    "two records": 2 * msgpack.packb(["planned", "F", "1.0", 0, 0, ""]),
+    "no such outcome": msgpack.packb(["lost", "F", "1.0", 0, 0, ""]),
+    "texts for numbers": msgpack.packb(["planned", "F", "1.0", "x", "y", ""]),
+    "numbers for texts": msgpack.packb(["planned", 1, 2, 0, 0, 3]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
+async def test_a_record_that_can_not_be_read_keeps_no_other_from_its_outcome(
+    redis: Redis, keys: Keys, runs: RedisRuns, damage: bytes
+) -> None:
+    await start(runs, "a", "b")
+    await redis.hset(keys.run_chunk(HEAD.id, 0), "b", damage)
+    _, _, (a,) = await take(runs)
+    b = a._replace(identifier="b")
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED), became(b, Outcome.OFFERED)], now_ms=1, timeout_ms=9)
+    await runs.note_undelivered(HEAD.id, 0, ["a", "b"])
+    assert await runs.send_again(HEAD.id, 0, ["a", "b"], now_ms=2) == 1
+    await runs.set_next_deadline(HEAD.id, 0, now_ms=2, timeout_ms=9)
+    await runs.move(HEAD.id, 0, [became(a, Outcome.SUCCEEDED), became(b, Outcome.SUCCEEDED)], now_ms=3)
+    assert [device.identifier for device in await runs.read_chunk(HEAD.id, 0)] == ["a"]
+    assert (await take(runs, is_first=False))[0] == "done"
+    await runs.recount(HEAD.id, now_ms=601_000, every_ms=600_000, most_chunks=9)
+    assert await counters(runs) == {Outcome.SUCCEEDED: 1}
+    assert await state_of(runs) == RunState.COMPLETED
 
 
 # ---- the queue
@@ -486,7 +544,7 @@ async def test_a_device_that_failed_is_planned_again_and_waits_twice_as_long_eac
         _, _, (device,) = await take(runs, now_ms=now_ms)
         ids.add(device.command_id)
         await runs.mark_sent(HEAD.id, 0, [became(device, Outcome.OFFERED)], now_ms=now_ms, timeout_ms=60_000)
-        await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed")], now_ms=now_ms)
+        await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed", at_ms=now_ms)], now_ms=now_ms)
         assert await counters(runs) == {Outcome.PLANNED: 1}
         assert (await take(runs, now_ms=now_ms + wait_ms - 1))[0] == "done"
         await runs.wake(HEAD.id, now_ms=now_ms + wait_ms - 1)
@@ -496,11 +554,40 @@ async def test_a_device_that_failed_is_planned_again_and_waits_twice_as_long_eac
         assert await runs.queue_chunks(HEAD.id, now_ms=now_ms, stale_ms=1, most=9) == [0]
     _, _, (device,) = await take(runs, now_ms=now_ms)
     await runs.mark_sent(HEAD.id, 0, [became(device, Outcome.OFFERED)], now_ms=now_ms, timeout_ms=60_000)
-    await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed")], now_ms=now_ms)
+    await runs.move(HEAD.id, 0, [became(device, Outcome.FAILED, "flash_failed", at_ms=now_ms)], now_ms=now_ms)
     run = await runs.load_run(HEAD.id)
     assert run is not None
     assert (run.state, run.retried, run.counters) == (RunState.COMPLETED, 2, {Outcome.FAILED: 1})
     assert ids == {device.command_id}
+
+
+async def test_news_of_a_failure_that_comes_twice_uses_up_no_retry(runs: RedisRuns) -> None:
+    await start(runs, "a", head=replace(HEAD, task=replace(TASK, retries=2, backoff_s=10)))
+    _, _, (a,) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED)], now_ms=1_000, timeout_ms=60_000)
+    failed = became(a, Outcome.FAILED, "flash_failed", at_ms=2_000)
+    late = became(a, Outcome.DOWNLOADING, at_ms=1_999)
+    assert await runs.move(HEAD.id, 0, [failed, failed, late], now_ms=2_010) == 1
+    assert await runs.move(HEAD.id, 0, [late, failed], now_ms=7_000) == 0  # by a worker that took over
+    run = await runs.load_run(HEAD.id)
+    assert run is not None
+    assert (run.retried, run.counters) == (1, {Outcome.PLANNED: 1})
+    _, _, (again,) = await take(runs, now_ms=12_010)
+    assert again.failed_at_ms == 2_000
+    assert await runs.move(HEAD.id, 0, [failed], now_ms=12_011) == 0
+    assert await runs.move(HEAD.id, 0, [became(a, Outcome.DELIVERED, at_ms=12_012)], now_ms=12_012) == 1
+
+
+async def test_a_device_that_failed_and_has_nothing_newer_at_its_retry_has_failed(runs: RedisRuns) -> None:
+    await start(runs, "a", "b", head=replace(HEAD, task=replace(TASK, retries=1, backoff_s=1)))
+    _, _, (a, b) = await take(runs)
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.OFFERED)], now_ms=1_000, timeout_ms=60_000)
+    await runs.mark_sent(HEAD.id, 0, [became(b, Outcome.SKIPPED, "none_newer")], now_ms=1_000, timeout_ms=60_000)
+    await runs.move(HEAD.id, 0, [became(a, Outcome.FAILED, "flash_failed")], now_ms=2_000)
+    _, _, (a,) = await take(runs, now_ms=3_000)
+    await runs.mark_sent(HEAD.id, 0, [became(a, Outcome.SKIPPED, "none_newer")], now_ms=3_000, timeout_ms=60_000)
+    found = {device.identifier: (device.outcome, device.code) for device in await runs.read_chunk(HEAD.id, 0)}
+    assert found == {"a": (Outcome.FAILED, "flash_failed"), "b": (Outcome.SKIPPED, "none_newer")}
 
 
 async def test_each_device_that_failed_has_its_retry_though_others_of_its_chunk_had_theirs_earlier(
