@@ -59,9 +59,9 @@ class Deployment:
             return f"{SENTINEL}/{SENTINEL}/event_report", f"{SENTINEL}/{SENTINEL}/event_response"
         return f"event_report/{SENTINEL}", f"event_response/{SENTINEL}"
 
-    def counts(self) -> dict[tuple[str, str], int]:
+    def counts(self, operator: httpx.Client) -> dict[tuple[str, str], int]:
         """What the hook counted so far, by metric and label."""
-        text = httpx.get(f"{self.service.api_url}/metrics").text
+        text = operator.get(f"{self.service.api_url}/metrics").text
         found = re.findall(r'^ota_hook_(\w+)_total\{\w+="([^"]*)"\} ([0-9.]+)$', text, re.MULTILINE)
         return {(name, label): int(float(count)) for name, label, count in found if name in _COUNTED}
 
@@ -169,7 +169,7 @@ class Stage:
         self.ears[SENTINEL] = await stack.enter_async_context(connected(port, SENTINEL, [], SENTINEL))
 
     async def play(self, step: Mapping[str, Any]) -> None:
-        before, known = self.deployment.counts(), self._known() if step.get("changes_nothing") else None
+        before, known = self.deployment.counts(self.operator), self._known() if step.get("changes_nothing") else None
         if "push" in step:
             await self._push(step)
         else:
@@ -213,7 +213,7 @@ class Stage:
 
     def _counted_since(self, before: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
         """By metric and label, but for what the sentinel's event counts."""
-        now = self.deployment.counts()
+        now = self.deployment.counts(self.operator)
         more = {key: count - before.get(key, 0) - _OF_THE_SENTINEL.get(key, 0) for key, count in now.items()}
         return {key: count for key, count in more.items() if count}
 
