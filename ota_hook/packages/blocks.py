@@ -111,19 +111,34 @@ class BlockSource:
         if self._http is None:
             limits = httpx.Limits(max_connections=_CONNECTIONS)
             self._http = httpx.AsyncClient(timeout=_HTTP_S, limits=limits, trust_env=False)
-        span = f"bytes={offset}-{offset + size_bytes - 1}"
+        headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}", "Accept-Encoding": "identity"}
         try:
-            response = await self._http.get(url, headers={"Range": span, "Accept-Encoding": "identity"})
+            async with asyncio.timeout(_HTTP_S), self._http.stream("GET", url, headers=headers) as response:
+                return await _read_part(response, offset, size_bytes)
+        except TimeoutError as exc:
+            raise DependencyError(f"{url} took longer than {_HTTP_S:.0f} s for a part.") from exc
         except httpx.HTTPError as exc:
             raise DependencyError(f"{url} can't be reached: {exc}.", mend="Check OTA_HOOK_PUBLIC_URL.") from exc
-        if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-            raise DependencyError(f"{url} answered {response.status_code} where a part was asked for.")
-        return response.content
 
     async def close(self) -> None:
         """Close the connections."""
         if self._http is not None:
             await self._http.aclose()
+
+
+async def _read_part(response: httpx.Response, offset: int, size_bytes: int) -> bytes:
+    """The bytes that were asked for, and no other: what is kept would be served to every device that asks."""
+    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+        raise DependencyError(f"{response.url} answered {response.status_code} where a part was asked for.")
+    is_asked_for = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-{offset + size_bytes - 1}/")
+    if not is_asked_for or response.headers.get("Content-Encoding", "identity") != "identity":
+        raise DependencyError(f"{response.url} answered with another part than was asked for.")
+    part = bytearray()
+    async for piece in response.aiter_raw():
+        part += piece
+        if len(part) > size_bytes:
+            raise DependencyError(f"{response.url} answered with more than was asked for.")
+    return bytes(part)
 
 
 def _read(path: Path, offset: int, size_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,16 +97,30 @@ async def test_a_package_that_became_shorter_is_not_served() -> None:
 
 
 class _Package(BaseHTTPRequestHandler):
+    """Serves DATA under `/firmware/F/fw.bin`, and under the names of lies what they say."""
+
     def do_GET(self) -> None:
         first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-        if self.path != "/firmware/F/fw.bin":
+        _, _, name, _ = self.path.split("/")
+        if name == "G":
             self.send_error(404)
             return
         part = DATA[first : last + 1]
         self.send_response(206)
-        self.send_header("Content-Length", str(len(part)))
+        shift = 1 if name == "other-place" else 0
+        if name != "no-place":
+            self.send_header("Content-Range", f"bytes {first + shift}-{last + shift}/{len(DATA)}")
+        if name == "packed":
+            self.send_header("Content-Encoding", "gzip")
+        if name not in {"longer", "endless"}:
+            self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(part)
+        if name == "longer":
+            part += b"x"
+        with contextlib.suppress(OSError):  # who asked is gone
+            self.wfile.write(part if name != "endless" else part[:-1])
+            while name == "endless" and not self.server.done.wait(0.01):  # type: ignore[attr-defined]
+                self.wfile.write(b"")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -114,9 +129,11 @@ class _Package(BaseHTTPRequestHandler):
 @pytest.fixture
 def package_server() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Package) as server:
+        server.done = threading.Event()  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.done.set()  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
 
@@ -131,6 +148,19 @@ async def test_the_folder_is_read_first_and_what_is_not_there_comes_over_http(
         assert await source.load(FIRMWARE, 1_000, 500) == b"x" * 500
         with pytest.raises(DependencyError, match="404"):
             await source.load(replace(FIRMWARE, id="G"), 0, 5)
+    finally:
+        await source.close()
+
+
+@pytest.mark.parametrize("lie", ["other-place", "no-place", "packed", "longer", "endless"])
+async def test_what_a_server_says_that_is_not_the_part_that_was_asked_for_is_not_served(
+    tmp_path: Path, package_server: str, lie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ota_hook.packages.blocks._HTTP_S", 0.2 if lie == "endless" else 5.0)
+    source = BlockSource(tmp_path, lambda firmware: f"{package_server}/firmware/{firmware.id}/fw.bin")
+    try:
+        with pytest.raises(DependencyError, match="a part" if lie == "endless" else "than was asked for"):
+            await asyncio.wait_for(source.load(replace(FIRMWARE, id=lie), 1_000, 500), 4)
     finally:
         await source.close()
 
