@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from ota_hook.identifiers import DEPTH_MAX, is_address
+from ota_hook.identifiers import DEPTH_MAX, is_address, join_identifier
 from ota_hook.messages import (
     ELEMENTS_MAX,
     BadMessage,
@@ -82,6 +82,14 @@ class ChildQuestion(NamedTuple):
 
     child: ChildName
     keys: frozenset[str] | None
+
+
+def child_of(gateway: str, child: ChildName) -> str:
+    """The identifier of a child that a gateway named. BadMessage where its addresses are too long together."""
+    identifier = join_identifier(gateway, child.path)
+    if identifier is None:
+        raise BadMessage("bad_device")
+    return identifier
 
 
 def form_of(family: Family, child: ChildName) -> ChildForm:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from ota_hook.child_messages import ChildEvent, ChildName, form_of, parse_child_events
+from ota_hook.child_messages import ChildEvent, ChildName, child_of, form_of, parse_child_events
 from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, StaySilent, decide_check
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
@@ -17,7 +17,6 @@ from ota_hook.exhook.chunks import CHUNK_EVENT, Chunks
 from ota_hook.exhook.commands import Commands, rewrite
 from ota_hook.exhook.context import HookContext, Message
 from ota_hook.exhook.responses import Responses
-from ota_hook.identifiers import join_identifier
 from ota_hook.messages import BadMessage, Event, parse_json, read_event, read_event_name, read_list
 from ota_hook.model import DeviceState, Family
 from ota_hook.ports.device_messages import LoadedChildren
@@ -128,20 +127,23 @@ class Checks:
         child: ChildName | None = None,
     ) -> bytes:
         """One more command, its offer noted: the event rewritten into it, or published where it is `answer` already."""
+        rewrites = answer is IGNORE and self._rewrites
         try:
             topic = self._dialect.answer_topic(message.address, speaking_type)
-            command = self._commands.make(decision, identifier, child=child) if topic is not None else None
+            if topic is None or not (rewrites or self._commands.can_publish(topic)):
+                return answer
+            command = self._commands.make(decision, identifier, child=child)
         except BadMessage as exc:
             self._context.metrics.bad_messages[exc.reason] += 1
             return answer
         except DependencyError as exc:
             self._context.note_failure(exc)
             return answer
-        if topic is None or command is None:
+        if command is None:
             return answer
         # A lost `upgrade: false` is asked for again, and at qos 1 each would cost an ack's round trip.
         qos = min(message.publish.qos, 2) if isinstance(decision, OfferUpdate) else 0
-        if answer is IGNORE and self._rewrites:
+        if rewrites:
             return rewrite(topic, command, qos)
         self._commands.publish(topic, command, max(qos, 1) if isinstance(decision, OfferUpdate) else 0)
         return answer
@@ -151,7 +153,7 @@ class Checks:
     def _take_children(self, message: Message) -> bool:
         gateway = message.address.device
         events = parse_child_events(message.publish.payload)
-        named = [(_identifier_of(gateway, event.child), event) for event in events]
+        named = [(child_of(gateway, event.child), event) for event in events]
         if len(events) == 1 and events[0].event.name == CHUNK_EVENT:
             return self._chunks.take(message, named[0][0], events[0].event)
         checks, said = [], list[tuple[str, Said]]()
@@ -209,10 +211,3 @@ class Checks:
             if device.form != form:
                 self._context.children.note_form(identifier, form_of(message.address.family, child))
         return answer
-
-
-def _identifier_of(gateway: str, child: ChildName) -> str:
-    identifier = join_identifier(gateway, child.path)
-    if identifier is None:  # addresses that fit each, and are too long together
-        raise BadMessage("bad_device")
-    return identifier

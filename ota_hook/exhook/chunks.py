@@ -15,7 +15,7 @@ from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.commands import Commands, rewrite
 from ota_hook.exhook.context import HookContext, Message
-from ota_hook.messages import ChunkRequest, Event, chunk_answer, read_chunk_request
+from ota_hook.messages import BadMessage, ChunkRequest, Event, chunk_answer, read_chunk_request
 from ota_hook.model import DeviceState, Family, Outcome
 from ota_hook.progress import Said
 
@@ -37,9 +37,6 @@ class Chunks:
     def take(self, message: Message, identifier: str, event: Event) -> bool:
         """Whether Redis was asked; then the message is answered later."""
         request = read_chunk_request(event.document)
-        if len(self._tasks) >= UNDER_WAY_MAX:
-            self._context.metrics.chunks["busy"] += 1
-            return False
         address, devices = message.address, self._context.devices
         if identifier == address.device:
             devices.load_offered(identifier, partial(self._loaded, message, request, None))
@@ -77,14 +74,16 @@ class Chunks:
             else:
                 topic_type = message.address.device_type if gateway is None else None
                 decision = decide_chunk(device, request, self._context.snapshots.current, topic_type=topic_type)
-                if isinstance(decision, ServeChunk) and device is not None:
+                if isinstance(decision, StaySilent):
+                    self._context.metrics.chunks[decision.reason] += 1
+                elif len(self._tasks) >= UNDER_WAY_MAX:
+                    self._context.metrics.chunks["busy"] += 1
+                elif device is not None:
                     serving = self._serve(message, gateway or device, device.identifier, decision)
                     task = asyncio.get_running_loop().create_task(serving)
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                     return
-                if isinstance(decision, StaySilent):
-                    self._context.metrics.chunks[decision.reason] += 1
         except Exception:  # noqa: BLE001 - logged there
             self._context.note_fault()
         self._context.finish(message, IGNORE)
@@ -96,6 +95,8 @@ class Chunks:
                 data = await self._context.blocks.read(chunk.firmware, chunk.offset, chunk.size_bytes)
             answer = self._answer(message, speaking.device_type, chunk, data)
             self._note_progress(identifier, chunk)
+        except BadMessage as exc:
+            self._context.metrics.bad_messages[exc.reason] += 1
         except TimeoutError:
             self._context.metrics.chunks["slow"] += 1
         except DependencyError as exc:

@@ -20,6 +20,8 @@ from ota_hook.ports.commands import Message
 
 WAITING_MAX: Final = 10_000
 """So many messages wait for the publisher at most; devices ask again for what is dropped."""
+WAITING_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Of their payloads: pieces of firmware wait among them."""
 _BATCH: Final = 500
 _CLOSE_S: Final = 2.0
 
@@ -30,6 +32,7 @@ class Commands:
     def __init__(self, context: HookContext) -> None:
         self._context = context
         self._waiting: deque[Message] = deque()
+        self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
 
     def make(
@@ -60,17 +63,24 @@ class Commands:
         command = upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
         return command if child is None else child_command(child, command, command_id=command_id)
 
-    def publish(self, topic: str, payload: bytes, qos: int) -> None:
-        """Send beside the event; the broker isn't held for it, and what is lost is asked for again."""
+    def can_publish(self, topic: str) -> bool:
+        """Whether `publish` would send something; counted where not. An offer that is not sent must not be noted."""
         if self._context.publisher is None:
             self._context.metrics.unanswered["no_publisher"] += 1
             if self._context.sampler.take("no_publisher"):
                 self._context.log.warning("no_publisher", topic=topic[:256], mend="set OTA_HOOK_MQTT_URL for the hook")
-            return
-        if len(self._waiting) >= WAITING_MAX:
+            return False
+        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes >= WAITING_MAX_BYTES:
             self._context.metrics.unanswered["publisher_full"] += 1
+            return False
+        return True
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> None:
+        """Send beside the event; the broker isn't held for it, and what is lost is asked for again."""
+        if not self.can_publish(topic):
             return
         self._waiting.append(Message(topic, payload, qos))
+        self._waiting_bytes += len(payload)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._publish_waiting())
 
@@ -78,6 +88,7 @@ class Commands:
         publisher = self._context.publisher
         while self._waiting and publisher is not None:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            self._waiting_bytes -= sum(len(message.payload) for message in batch)
             try:
                 results = await publisher.publish_many(batch)
             except Exception:  # noqa: BLE001 - logged there

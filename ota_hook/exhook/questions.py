@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from ota_hook.child_messages import ChildQuestion, child_attributes_response, parse_child_questions
+from ota_hook.child_messages import ChildQuestion, child_attributes_response, child_of, parse_child_questions
 from ota_hook.dialect import Address, Channel
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.commands import Commands, rewrite
 from ota_hook.exhook.context import HookContext, Message
-from ota_hook.identifiers import join_identifier
 from ota_hook.messages import BadMessage, attributes_response, parse_object, read_keys
 from ota_hook.model import DeviceState, Family
 from ota_hook.ports.device_messages import LoadedChildren
@@ -38,10 +37,7 @@ class Questions:
             self._context.devices.load_device(address.device, partial(self._loaded, message, keys))
             return True
         questions = parse_child_questions(publish.payload)
-        identifiers = [join_identifier(address.device, question.child.path) for question in questions]
-        named = [identifier for identifier in identifiers if identifier is not None]
-        if len(named) < len(questions):
-            raise BadMessage("bad_device")
+        named = [child_of(address.device, question.child) for question in questions]
         loaded = partial(self._children_loaded, message, questions)
         self._context.children.load_children(address.device, named, loaded)
         return True
@@ -56,6 +52,8 @@ class Questions:
             elif self._may_ask(message.address, device) and device is not None:
                 payload = attributes_response(_versions(device, keys), at_ms=self._context.clock_ms())
                 answer = self._answer(message, device, [payload])
+        except BadMessage as exc:
+            self._context.metrics.bad_messages[exc.reason] += 1
         except Exception:  # noqa: BLE001 - logged there
             self._context.note_fault()
         self._context.finish(message, answer)
@@ -76,6 +74,8 @@ class Questions:
                 ]
                 self._context.metrics.questions["unknown_device"] += len(questions) - len(payloads)
                 answer = self._answer(message, loaded.gateway, payloads)
+        except BadMessage as exc:
+            self._context.metrics.bad_messages[exc.reason] += 1
         except Exception:  # noqa: BLE001 - logged there
             self._context.note_fault()
         self._context.finish(message, answer)

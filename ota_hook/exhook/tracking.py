@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from ota_hook.child_messages import (
+    child_of,
     form_of,
     parse_child_connections,
     parse_child_replies,
@@ -97,9 +98,8 @@ class Tracking:
             replies = [(address.device, parse_object(publish.payload))]
         else:
             replies = [
-                (identifier, dict(reply.document))
+                (child_of(address.device, reply.child), dict(reply.document))
                 for reply in parse_child_replies(publish.payload)
-                if (identifier := join_identifier(address.device, reply.child.path)) is not None
             ]
         # All are read before one counts: one that can't be used spoils the message.
         for identifier, said in [(identifier, read_reply(document)) for identifier, document in replies]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,32 @@ async def test_several_checks_in_a_message_are_each_answered_with_an_id_of_its_o
     assert {topic for topic, _, _ in hook.publisher.published} == {"gateway_command_send/d1"}
     assert [one["device"] for one in (first, *others)] == names
     assert [one["id"] for one in (first, *others)] == [98310, 98311, 98312, 98313, 98314]
+
+
+@pytest.mark.parametrize("waiting_max", [None, 0])
+async def test_what_can_not_be_published_is_no_offer(waiting_max: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = make_gateway(children={"d1/A": "1.0", "d1/B": "1.0"})
+    if waiting_max is None:
+        monkeypatch.setattr(hook.provider._commands, "_context", replace(hook.provider._context, publisher=None))
+    else:
+        monkeypatch.setattr("ota_hook.exhook.commands.WAITING_MAX", waiting_max)
+    events = [{"device": name, "event": CHECK} for name in ("A", "B")]
+    answer = await hook.publish("gateway_event_report/d1", json.dumps(events))
+    assert answer_of(answer)[2]["device"] == "A"
+    assert [len(hook.devices.devices[child].open_offers) for child in ("d1/A", "d1/B")] == [1, 0]
+    word = "no_publisher" if waiting_max is None else "publisher_full"
+    assert hook.counted("ota_hook_unanswered_total", reason=word) == 1
+
+
+async def test_what_waits_for_the_publisher_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ota_hook.exhook.commands.WAITING_MAX_BYTES", 200)
+    hook = make_gateway(children={f"d1/{name}": "1.0" for name in "ABCD"}, reply="publish")
+    events = [{"device": name, "event": CHECK} for name in "ABCD"]
+    for _ in range(2):
+        await hook.publish("gateway_event_report/d1", json.dumps(events))
+        await hook.provider.close()
+    assert [json.loads(payload)["device"] for _, payload, _ in hook.publisher.published] == ["A", "A"]
+    assert hook.counted("ota_hook_unanswered_total", reason="publisher_full") == 6
 
 
 async def test_several_events_of_a_direct_device_are_each_answered() -> None:
@@ -272,6 +299,14 @@ async def test_a_reply_does_not_count_where_another_of_its_message_cant_be_used(
     hook = make_gateway()
     replies = [{"device": "A", "command": {"params": {"ota_result": result}}} for result in (-1, "none")]
     assert await hook.publish("gateway_command_reply/d1", json.dumps(replies)) == IGNORE
+    assert hook.offers.said == []
+
+
+async def test_a_reply_of_a_child_whose_addresses_are_too_long_together_is_counted() -> None:
+    hook = make_gateway()
+    reply = {"device": ["A" * 128] * 5, "command": {"params": {"ota_result": -1}}}
+    assert await hook.publish("sub_command_reply/d1", json.dumps(reply)) == IGNORE
+    assert hook.counted("ota_hook_bad_messages_total", reason="bad_device") == 1
     assert hook.offers.said == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +130,34 @@ async def test_a_store_that_is_away_or_slow_is_an_ignore_and_the_device_asks_aga
     assert hook.counted("ota_hook_chunks_total", result="unreadable") == 1
     assert hook.counted("ota_hook_chunks_total", result="slow") == 1
     assert hook.offers.said == []
+
+
+async def test_so_many_pieces_are_under_way_at_a_time_however_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = await make_offered()
+    monkeypatch.setattr("ota_hook.exhook.chunks.UNDER_WAY_MAX", 2)
+    loading: list[Callable[[], None]] = []
+    load_offered = hook.devices.load_offered
+    monkeypatch.setattr(hook.devices, "load_offered", lambda *call: loading.append(lambda: load_offered(*call)))
+    asking = [asyncio.create_task(hook.publish("event_report/d1", chunk_request())) for _ in range(5)]
+    await asyncio.sleep(0)
+    for load in loading:
+        load()
+    answers = await asyncio.gather(*asking)
+    assert [answer == IGNORE for answer in answers] == [False, False, True, True, True]
+    assert hook.counted("ota_hook_chunks_total", result="busy") == 3
+
+
+async def test_a_piece_that_no_topic_can_say_is_counted_and_is_no_fault_of_ours() -> None:
+    templates = dict(BUILT_IN_DIALECTS["eztcloud"]) | {
+        "ota_chunk": "ota_chunk/{device}/{clientid}",
+        "attributes_get_response": "told/{device}/{clientid}",
+    }
+    hook = await make_offered(dialect=parse_dialect("custom", templates))
+    for topic, payload in (("event_report/d1", chunk_request()), ("attributes_get/d1", '{"keys": []}')):
+        before = hook.counted("ota_hook_bad_messages_total", reason="topic_unusable")
+        assert await hook.publish(topic, payload, clientid="a+b") == IGNORE
+        assert hook.counted("ota_hook_bad_messages_total", reason="topic_unusable") == before + 1
+    assert hook.counted("ota_hook_unanswered_total", reason="fault") == 0
 
 
 async def test_a_childs_pieces_go_to_its_gateway_under_the_childs_command_id() -> None:
