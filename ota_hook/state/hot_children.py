@@ -48,7 +48,7 @@ from ota_hook.state.hot_calls import (
 )
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.pipe import pack
-from ota_hook.state.records import COMPACT_MAX_BYTES
+from ota_hook.state.records import COMPACT_MAX_BYTES, read_device
 
 FULL_S: Final = 10.0
 """A gateway with too many children is not counted again for so long: with very many that takes Redis milliseconds."""
@@ -239,10 +239,9 @@ class HotChildren:
 def _read_child(identifier: str, packed: bytes | None) -> DeviceState | None:
     if not packed:
         return None
-    state = read_state(identifier, packed)
-    if isinstance(state, DependencyError):
+    state = read_device(as_bytes(identifier), packed)
+    if state is None:
         _log.error("device_unreadable", device=identifier)
-        return None
     return state
 
 

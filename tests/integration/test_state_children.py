@@ -61,7 +61,10 @@ OFFER: Final = OpenOffer(
     command_ids=(98_310,),
     offered_at_ms=1_000,
 )
-UNREADABLE: Final = [b"\x00", b"\xc1", b"not msgpack", b"\x91", msgpack.packb(["sensor", "version"])]
+UNREADABLE: Final = [
+    *(b"\x00", b"\xc1", b"not msgpack", b"\x91", msgpack.packb(["sensor", "version"])),
+    *(msgpack.packb(["sensor", "version", 1, 5]), msgpack.packb([["sensor"], "version", 1, "1.0"]), b"\x91\xc0"),
+]
 Content = Callable[[], Awaitable[dict[bytes, object]]]
 
 
