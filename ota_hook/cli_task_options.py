@@ -206,7 +206,7 @@ def read_target(device_type: str | None, devices: list[str] | None, file: Path |
 def _read_identifiers(file: Path) -> list[str]:
     chunks, _ = open_input(file)
     try:
-        lines = b"".join(chunks).decode().splitlines()
+        lines = b"".join(chunks).decode().split("\n")
     except UnicodeDecodeError as exc:
         raise InputError(f"The file {file} is no UTF-8 text.") from exc
     return [identifier for line in lines if (identifier := line.strip())]

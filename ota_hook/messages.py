@@ -94,6 +94,7 @@ class ReportedVersions(NamedTuple):
 def parse_attributes(payload: bytes, version_attributes: Iterable[str]) -> ReportedVersions:
     """The versions in a report of a direct device; other attributes are not looked at."""
     document = parse_object(payload)
+    spelled: dict[str, Any] | None = None
     versions: dict[str, str] = {}
     bad_values = 0
     for attribute in version_attributes:
@@ -101,7 +102,9 @@ def parse_attributes(payload: bytes, version_attributes: Iterable[str]) -> Repor
         if value is None:
             continue
         if type(value) in {int, float}:  # its spelling counts, which the quick parser does not keep
-            value = parse_exactly(payload)[attribute]
+            if spelled is None:
+                spelled = parse_exactly(payload)
+            value = spelled[attribute]
         text = read_version(value)
         if text is None:
             bad_values += 1

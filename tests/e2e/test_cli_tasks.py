@@ -96,8 +96,8 @@ def test_a_time_alone_is_meant_for_every_day(operator: Operator) -> None:
 
 def test_devices_are_named_or_come_from_a_file(operator: Operator) -> None:
     assert add(operator, "--device", "d2", "--device", "d1")["target"] == {"devices": ["d2", "d1"]}
-    file = operator.file("pilot.txt", "d1\r\n\n  升级-1 \n")
-    assert add(operator, "--devices", file)["target"] == {"devices": ["d1", "升级-1"]}
+    file = operator.file("pilot.txt", "d1\r\n\n  升级-1 \ngw/a\u2028b\n")
+    assert add(operator, "--devices", file)["target"] == {"devices": ["d1", "升级-1", "gw/a\u2028b"]}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from ota_hook import messages
 from ota_hook.dialect import is_publishable
-from ota_hook.messages import BadMessage, no_upgrade_command, parse_attributes, parse_events, upgrade_command
+from ota_hook.messages import (
+    BadMessage,
+    no_upgrade_command,
+    parse_attributes,
+    parse_events,
+    parse_exactly,
+    upgrade_command,
+)
 from ota_hook.model import CommandExtra, Firmware, Package
 
 FIRMWARE = Firmware(
@@ -41,6 +50,21 @@ def test_a_version_is_the_text_that_the_device_sent(value: str, version: str) ->
     report = parse_attributes(b'{"temperature": 28.5, "version": %s}' % value.encode(), ["version"])
     assert report.versions == {"version": version}
     assert report.bad_values == 0
+
+
+def test_a_report_is_read_for_spelling_once_however_many_of_its_versions_are_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readings: list[bytes] = []
+
+    def read(payload: bytes) -> Any:
+        readings.append(payload)
+        return parse_exactly(payload)
+
+    monkeypatch.setattr(messages, "parse_exactly", read)
+    report = parse_attributes(b'{"a": 1.10, "b": 2, "c": "3", "d": 4.0}', ["a", "b", "c", "d"])
+    assert report.versions == {"a": "1.10", "b": "2", "c": "3", "d": "4.0"}
+    assert len(readings) == 1
 
 
 @pytest.mark.parametrize(
