@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
@@ -102,10 +104,10 @@ def _before_any_command(
 ) -> None: ...
 
 
-def _settings(config: Path | None, **flags: object) -> Settings:
+def _settings(config: Path | None, defaults: Mapping[str, object] = MappingProxyType({}), **flags: object) -> Settings:
     from ota_hook.log import configure_logging  # noqa: PLC0415 - see above
 
-    settings = load_settings(flags=flags, environ=os.environ, config=config)
+    settings = load_settings(flags=flags, environ=os.environ, config=config, defaults=defaults)
     configure_logging(settings.log_level, settings.log_format)
     return settings
 
@@ -216,8 +218,11 @@ def serve(
     Example: ota-hook serve --admin-listen 127.0.0.1:8081
     Example: ota-hook serve --standin
     """
+    broker = _listen(standin_listen) if standin else None
     settings = _settings(
         config,
+        # With port 0 nobody knows it yet.
+        {"mqtt_url": f"mqtt://{broker}"} if broker is not None and broker.port else {},
         hook_listen=hook_listen,
         hook_workers=workers,
         admin_listen=admin_listen,
@@ -234,7 +239,7 @@ def serve(
         "hook",
         "admin",
         *pushes,
-        standin_listen=_listen(standin_listen) if standin else None,
+        standin_listen=broker,
         standin_package=standin_package,
     )
 

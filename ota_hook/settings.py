@@ -9,6 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -299,13 +300,20 @@ class Settings(BaseModel):
         return self
 
 
-def load_settings(*, flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None) -> Settings:
+def load_settings(
+    *,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    config: Path | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Settings:
     """The settings in force. `flags` holds what the command line gave (None: not given).
 
-    Raises ConfigurationError with every fault on one line each.
+    `defaults` are a command's own, in place of those that are declared. Raises ConfigurationError with every fault on
+    one line each.
     """
     known = set(Settings.model_fields)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {**defaults}
     if config is not None:
         values |= _read_file(config, known)
     values |= _read_environment(environ, known)

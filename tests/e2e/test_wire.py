@@ -77,8 +77,7 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mappi
                 port = free_port()
                 arguments = ("--standin", "--standin-listen", f"127.0.0.1:{port}")
                 folder = tmp_path_factory.mktemp("wire") / "data"
-                environ = {"OTA_HOOK_MQTT_URL": f"mqtt://127.0.0.1:{port}", **settings}
-                service = stack.enter_context(running(Service(folder, arguments=arguments, environ=environ)))
+                service = stack.enter_context(running(Service(folder, arguments=arguments, environ=dict(settings))))
                 deployments[key] = Deployment(service, port, settings.get("OTA_HOOK_TOPICS", "eztcloud"))
                 with service.operator() as operator:
                     created(operator.put(f"/device-types/{SENTINEL}", json={"responses_enabled": True}))

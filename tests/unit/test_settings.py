@@ -29,6 +29,14 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     assert settings.mqtt_url is None
 
 
+def test_a_commands_own_default_is_in_place_of_the_declared_one_and_of_nothing_that_was_said() -> None:
+    own = {"mqtt_url": "mqtt://127.0.0.1:1883"}
+    for environ, url in (({}, own["mqtt_url"]), ({"OTA_HOOK_MQTT_URL": "mqtt://broker"}, "mqtt://broker")):
+        settings = load_settings(flags={}, environ={"OTA_HOOK_REPLY": "publish", **environ}, defaults=own)
+        assert settings.mqtt_url is not None
+        assert settings.mqtt_url.get_secret_value() == url
+
+
 def test_a_flag_outranks_the_environment_which_outranks_the_file(tmp_path: Path) -> None:
     config = tmp_path / "ota-hook.toml"
     config.write_text('hook_listen = "127.0.0.1:1"\nadmin_listen = "127.0.0.1:2"\nidentity = "clientid"\n')
