@@ -26,7 +26,8 @@ from ota_hook.model import (
 from ota_hook.ports.commands import Message
 from ota_hook.ports.device_messages import (
     ChildCame,
-    ChildDone,
+    ChildComing,
+    ChildrenCame,
     ChildrenDone,
     ChildrenReported,
     ChildrenStored,
@@ -146,16 +147,20 @@ class MemoryChildren:
         offered = tuple(device for device in after if device.open_offers)
         done(StoredChildren(gateway, len(after), len(report.versions) - len(after), offered))
 
-    def child_came(
-        self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
+    def children_came(
+        self, gateway: str, coming: Sequence[ChildComing], *, topic_type: str | None, at_ms: int, done: ChildrenCame
     ) -> None:
         self.round_trips += 1
-        done(AWAY if self.devices.failing else self._came(gateway, identifier, product))
+        speaking = self.devices.devices.get(gateway)
+        if self.devices.failing:
+            done(AWAY)
+        elif speaking is None or topic_type not in (None, speaking.device_type):
+            done([ChildCame.UNKNOWN_GATEWAY] * len(coming))
+        else:
+            done([self._came(gateway, identifier, product) for identifier, _, product in coming])
 
     def _came(self, gateway: str, identifier: str, product: str | None) -> ChildCame:
         devices = self.devices.devices
-        if gateway not in devices:
-            return ChildCame.UNKNOWN_GATEWAY
         known = devices.get(identifier)
         if known is not None:
             self.came.append(identifier)

@@ -5,6 +5,7 @@ Owns what an event is answered. Must not know what a firmware index is, nor how 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -23,6 +24,8 @@ from ota_hook.ports.device_messages import LoadedChildren
 from ota_hook.progress import PROGRESS_EVENT, Said, read_progress
 
 _DIRECT: Final = Family.DIRECT
+_AT_A_TURN: Final = 100
+"""So many children of a message are answered in one turn of the loop, which takes a few milliseconds."""
 
 
 class _ChildCheck(NamedTuple):
@@ -31,6 +34,16 @@ class _ChildCheck(NamedTuple):
     identifier: str
     child: ChildName
     event: str
+
+
+class _ChildrenAsked(NamedTuple):
+    """The questions of one message, with what is known of the gateway and of each child."""
+
+    message: Message
+    events: Sequence[ChildEvent]
+    checks: Sequence[_ChildCheck]
+    gateway: DeviceState
+    children: Sequence[DeviceState | None]
 
 
 class Checks:
@@ -179,19 +192,29 @@ class Checks:
         events: Sequence[ChildEvent],
         loaded: LoadedChildren | DependencyError,
     ) -> None:
-        answer, address = IGNORE, message.address
+        if isinstance(loaded, DependencyError):
+            self._context.note_failure(loaded)
+        elif loaded.gateway is None:
+            self._results["unknown_gateway"] += len(checks)
+        elif message.address.device_type not in (None, loaded.gateway.device_type):
+            self._results["type_differs"] += len(checks)
+        else:
+            self._answer_children(_ChildrenAsked(message, events, checks, loaded.gateway, loaded.children), 0, IGNORE)
+            return
+        self._context.finish(message, IGNORE)
+
+    def _answer_children(self, asked: _ChildrenAsked, start: int, answer: bytes) -> None:
+        """Answer those from `start` on, some in each turn of the loop: others wait for their answers too."""
+        message, end = asked.message, start + _AT_A_TURN
         try:
-            if isinstance(loaded, DependencyError):
-                self._context.note_failure(loaded)
-            elif loaded.gateway is None:
-                self._results["unknown_gateway"] += len(checks)
-            elif address.device_type not in (None, loaded.gateway.device_type):
-                self._results["type_differs"] += len(checks)
-            else:
-                for check, device in zip(checks, loaded.children, strict=True):
-                    answer = self._answer_child(message, loaded.gateway, check, device, answer)
-                if self._snapshots.current.responds:
-                    self._responses.respond(address, loaded.gateway, children=[event.child for event in events])
+            for check, device in zip(asked.checks[start:end], asked.children[start:end], strict=True):
+                answer = self._answer_child(message, asked.gateway, check, device, answer)
+            if end < len(asked.checks):
+                asyncio.get_running_loop().call_soon(self._answer_children, asked, end, answer)
+                return
+            if self._snapshots.current.responds:
+                children = [event.child for event in asked.events]
+                self._responses.respond(message.address, asked.gateway, children=children)
         except Exception:  # noqa: BLE001 - logged there
             self._context.note_fault()
         self._context.finish(message, answer)

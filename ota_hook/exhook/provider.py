@@ -82,8 +82,8 @@ class HookProvider:
             Channel.EVENT_REPORT: self._checks.take,
             Channel.COMMAND_REPLY: self._tracking.take_reply,
             Channel.ATTRIBUTES_GET: self._questions.take,
-            Channel.CONNECT: self._tracking.take_child_came,
-            Channel.DISCONNECT: self._tracking.take_child_gone,
+            Channel.CONNECT: self._tracking.take_children_came,
+            Channel.DISCONNECT: self._tracking.take_children_gone,
         }
         """Each says whether Redis was asked; then its reply answers the call."""
         self._followers: dict[str, Callable[[bytes], None]] = {

@@ -5,6 +5,8 @@ Owns whose word counts: a device's own, and a gateway's for its children. Must n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from ota_hook.child_messages import (
@@ -27,7 +29,7 @@ from ota_hook.exhook.exhook_pb2 import (
 from ota_hook.identifiers import is_direct_identifier, join_identifier
 from ota_hook.messages import BadMessage, parse_object
 from ota_hook.model import Family, Outcome
-from ota_hook.ports.device_messages import ChildCame
+from ota_hook.ports.device_messages import ChildCame, ChildComing
 from ota_hook.progress import UNDELIVERED, Said, read_command, read_reply
 
 _DIRECT: Final = Family.DIRECT
@@ -107,55 +109,45 @@ class Tracking:
                 self._context.offers.track_offer(identifier, said, at_ms=self._context.clock_ms())
         return False
 
-    def take_child_gone(self, message: Message) -> bool:
-        """A child went. Its gateway's presence is what counts, so that is only counted."""
+    def take_children_gone(self, message: Message) -> bool:
+        """Children went. Their gateway's presence is what counts, so that is only counted."""
         self._context.metrics.children["gone"] += len(parse_child_connections(message.publish.payload))
         return False
 
-    def take_child_came(self, message: Message) -> bool:
+    def take_children_came(self, message: Message) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         address = message.address
-        connections = parse_child_connections(message.publish.payload)
-        types = self._context.snapshots.current.types
-        waiting = _Waiting(self._context, message, len(connections))
-        for child, product in connections:
+        types, counts = self._context.snapshots.current.types, self._context.metrics.children
+        coming: list[ChildComing] = []
+        for child, product in parse_child_connections(message.publish.payload):
             identifier = join_identifier(address.device, child.path)
             device_type = types.get(product) if product is not None else None
             if identifier is None:
-                waiting.count("bad_device")
+                counts["bad_device"] += 1
             elif product is not None and device_type is None:
-                waiting.count("unknown_type")
+                counts["unknown_type"] += 1
             else:
                 registers = device_type is not None and device_type.children_register
-                self._context.children.child_came(
-                    *(address.device, identifier, form_of(address.family, child)),
-                    product=product if registers else None,
-                    at_ms=self._context.clock_ms(),
-                    done=waiting.done,
-                )
+                form = form_of(address.family, child)
+                coming.append(ChildComing(identifier, form, product if registers else None))
+        if not coming:
+            return False
+        self._context.children.children_came(
+            *(address.device, coming),
+            topic_type=address.device_type,
+            at_ms=self._context.clock_ms(),
+            done=partial(self._children_came, message, len(coming)),
+        )
         return True
 
-
-class _Waiting:
-    """A call that is answered when each of its children is."""
-
-    def __init__(self, context: HookContext, message: Message, count: int) -> None:
-        self._context = context
-        self._message = message
-        self._open = count
-
-    def done(self, came: ChildCame | DependencyError) -> None:
+    def _children_came(self, message: Message, count: int, came: Sequence[ChildCame] | DependencyError) -> None:
         if isinstance(came, DependencyError):
             self._context.note_failure(came)
-            self.count("lost")
+            self._context.metrics.children["lost"] += count
         else:
-            self.count(came.value)
-
-    def count(self, word: str) -> None:
-        self._context.metrics.children[word] += 1
-        self._open -= 1
-        if self._open == 0:
-            self._context.finish(self._message, IGNORE)
+            for one in came:
+                self._context.metrics.children[one.value] += 1
+        self._context.finish(message, IGNORE)
 
 
 def _connection_of(client: ClientInfo) -> str:

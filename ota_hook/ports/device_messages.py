@@ -62,6 +62,16 @@ class LoadedChildren(NamedTuple):
     children: tuple[DeviceState | None, ...]
 
 
+class ChildComing(NamedTuple):
+    """A gateway says that a child is there, spoken of so. `product` is the key of a known device type, to register the
+    child under; None registers nobody.
+    """
+
+    identifier: str
+    form: ChildForm
+    product: str | None
+
+
 class ChildCame(StrEnum):
     """What became of a gateway's word that a child is there."""
 
@@ -71,11 +81,12 @@ class ChildCame(StrEnum):
     UNKNOWN_DEVICE = "unknown_device"
     TYPE_DIFFERS = "type_differs"
     TOO_MANY = "too_many"
+    UNREADABLE = "unreadable"
 
 
 ChildrenDone = Callable[["LoadedChildren | DependencyError"], None]
 ChildrenStored = Callable[["StoredChildren | DependencyError"], None]
-ChildDone = Callable[["ChildCame | DependencyError"], None]
+ChildrenCame = Callable[["Sequence[ChildCame] | DependencyError"], None]
 
 DeviceDone = Callable[["DeviceState | DependencyError | None"], None]
 """Gets the device, None where it is not registered, or the error where Redis did not answer within the budget."""
@@ -121,13 +132,14 @@ class ChildStates(Protocol):
         """
         ...
 
-    def child_came(
-        self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
+    def children_came(
+        self, gateway: str, coming: Sequence[ChildComing], *, topic_type: str | None, at_ms: int, done: ChildrenCame
     ) -> None:
-        """A gateway says that a child is there; with `product`, a known device type's key, it is registered under it.
+        """A gateway says that children are there; `done` gets what became of each, in their order.
 
         A child under another type is left alone, and so is one more than a gateway may have. One that is there has come
-        back, as Presence.come says of a device; its gateway's presence stays what it was.
+        back, as Presence.come says of a device; its gateway's presence stays what it was. A gateway that is not under
+        `topic_type` is as unknown as one that is not registered.
         """
         ...
 

@@ -6,18 +6,17 @@ KEYS 3 its open offers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ota_hook.model import ChildForm
-from ota_hook.ports.device_messages import ChildCame, ChildrenReported
+from ota_hook.ports.device_messages import ChildCame, ChildComing, ChildrenReported
 from ota_hook.state.connection import Argument, Call, Script
 from ota_hook.state.keys import Keys, as_bytes
 from ota_hook.state.lua_functions import COME_BACK_LUA, DEVICE_LUA, OFFERS_LUA, REPORT_LUA
 from ota_hook.state.records import form_mark
 
 DEFAULT_CHILDREN_MAX: Final = 1_000
-UNREADABLE: Final = b"unreadable"
 _FIELDS_A_LOOK: Final = 1_000
 """Lua's stack holds some thousands."""
 _FEW_LOOKS: Final = 40
@@ -108,16 +107,24 @@ Answers the gateway's record, how many children are there and how many are not, 
 identifier, record and open offers of those that have some.
 """
 
-CHILD_CAME: Final = Script(
+CHILDREN_CAME: Final = Script(
     DEVICE_LUA
     + OFFERS_LUA
     + COME_BACK_LUA
+    + _MANY_LUA
     + f"""
-local gateway, identifier, form, product = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local now, patience, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local function has_room()
-  if most == 0 then return false end
-  if redis.call('HLEN', KEYS[1]) + redis.call('HLEN', KEYS[2]) < most then return true end
+local gateway, expected = ARGV[1], ARGV[2]
+local now, patience, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local first, stride = 6, 3
+local words, again, identifiers = {{}}, {{}}, {{}}
+for i = first, #ARGV, stride do identifiers[#identifiers + 1] = ARGV[i] end
+local speaker = read_device(KEYS[1], KEYS[2], gateway)
+local speaking = speaker and unpack_record(speaker)
+if not speaking or (expected ~= '' and speaking[1] ~= expected) then
+  for at = 1, #identifiers do words[at] = '{ChildCame.UNKNOWN_GATEWAY}' end
+  return {{words, again}}
+end
+local function count_children()
   local prefix, count = gateway .. '/', 0
   for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
     if string.sub(name, 1, #prefix) == prefix then count = count + 1 end
@@ -125,28 +132,41 @@ local function has_room()
   for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
     if #name > COMPACT and string.sub(name, 1, #prefix) == prefix then count = count + 1 end
   end
-  return count < most
+  return count
 end
-if not read_device(KEYS[1], KEYS[2], gateway) then return {{'{ChildCame.UNKNOWN_GATEWAY}', {{}}}} end
-local stored = read_device(KEYS[1], KEYS[2], identifier)
-if not stored and product == '' then return {{'{ChildCame.UNKNOWN_DEVICE}', {{}}}} end
-if not stored and not has_room() then return {{'{ChildCame.TOO_MANY}', {{}}}} end
-local device = {{product}}
-if stored then device = unpack_record(stored) end
-if not device then return {{'{UNREADABLE.decode()}', {{}}}} end
-if product ~= '' and device[1] ~= product then return {{'{ChildCame.TYPE_DIFFERS}', {{}}}} end
-local is_changed = set_form(device, form)
-if is_changed or not stored then
-  write_device(KEYS[1], KEYS[2], identifier, cmsgpack.pack(device), stored)
+local left, is_counted = most, most == 0
+if not is_counted then left = most - redis.call('HLEN', KEYS[1]) - redis.call('HLEN', KEYS[2]) end
+local function has_room()
+  if left <= 0 and not is_counted then left, is_counted = most - count_children(), true end
+  return left > 0
 end
-if not stored then return {{'{ChildCame.REGISTERED}', {{}}}} end
-local again = {{}}
-come_back(identifier, KEYS[3], now, patience, true, again)
-return {{'{ChildCame.KNOWN}', again}}
+local found = read_devices(KEYS[1], KEYS[2], identifiers)
+local function come(identifier, form, product)
+  local stored = found[identifier]
+  if not stored and product == '' then return '{ChildCame.UNKNOWN_DEVICE}' end
+  if not stored and not has_room() then return '{ChildCame.TOO_MANY}' end
+  local device = {{product}}
+  if stored then device = unpack_record(stored) end
+  if not device then return '{ChildCame.UNREADABLE}' end
+  if product ~= '' and device[1] ~= product then return '{ChildCame.TYPE_DIFFERS}' end
+  local is_changed = set_form(device, form)
+  if is_changed or not stored then
+    found[identifier] = cmsgpack.pack(device)
+    write_device(KEYS[1], KEYS[2], identifier, found[identifier], stored)
+  end
+  if not stored then
+    left = left - 1
+    return '{ChildCame.REGISTERED}'
+  end
+  come_back(identifier, KEYS[3], now, patience, true, again)
+  return '{ChildCame.KNOWN}'
+end
+for i = first, #ARGV, stride do words[#words + 1] = come(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+return {{words, again}}
 """
 )
-"""Answers what became of it, and identifier, run and chunk of each command that did not reach the child. Children are
-counted where the bucket has as many devices as a gateway may have children, and not where there may be 0.
+"""Answers what became of each, and identifier, run and chunk of each command that did not reach its child. Children are
+counted once, where the bucket has as many devices as a gateway may have children, and not where there may be 0.
 
 An identifier that the compact hash holds as well is in the long one with it, and counts once."""
 
@@ -183,22 +203,21 @@ def store_children_call(keys: Keys, report: ChildrenReported, keepers: Mapping[s
     return _touched(keys, report.gateway), arguments
 
 
-def child_came_call(
+def children_came_call(
     keys: Keys,
     gateway: str,
-    identifier: str,
-    form: ChildForm,
+    coming: Sequence[ChildComing],
     *,
-    product: str | None,
+    topic_type: str | None,
     at_ms: int,
     patience_ms: int,
     children_max: int,
 ) -> Call:
-    """The keys and arguments of CHILD_CAME; with `children_max` 0 it registers nobody."""
-    return _touched(keys, gateway), (
-        *(as_bytes(gateway), as_bytes(identifier), form_mark(identifier, form), as_bytes(product or "")),
-        *(at_ms, patience_ms, children_max),
-    )
+    """The keys and arguments of CHILDREN_CAME; with `children_max` 0 it registers nobody."""
+    arguments: list[Argument] = [as_bytes(gateway), topic_type or "", at_ms, patience_ms, children_max]
+    for identifier, form, product in coming:
+        arguments += (as_bytes(identifier), form_mark(identifier, form), as_bytes(product or ""))
+    return _touched(keys, gateway), arguments
 
 
 def note_form_call(keys: Keys, identifier: str, form: ChildForm) -> Call:

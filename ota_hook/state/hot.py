@@ -19,12 +19,12 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import COMMAND_ID_LIMIT, DeviceState, OpenOffer, Outcome
 from ota_hook.ports.device_messages import DeviceDone, Report
 from ota_hook.progress import Said
-from ota_hook.state.connection import Call, Script
 from ota_hook.state.device_scripts import LOAD, REPORT
 from ota_hook.state.devices import DEFAULT_REFRESH_MS, report_arguments
 from ota_hook.state.hot_calls import (
     DEFAULT_PATIENCE_MS,
     Keepers,
+    Notes,
     Pipes,
     error_of,
     forget,
@@ -172,6 +172,7 @@ class HotOffers:
         self._pipes = pipes
         self._keys = keys
         self._attempts_max = attempts_max
+        self._notes = Notes(pipes)
         self._late: deque[Callable[[], None]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self.lost = 0
@@ -193,7 +194,7 @@ class HotOffers:
                 at_ms = offer.offered_at_ms
                 self._tell(RunMove(run_id.decode(), chunk, identifier, Outcome.SUPERSEDED, at_ms=at_ms))
 
-        self._run(RECORD, call, count)
+        self._notes.run(RECORD, call, count)
 
     def settle_offer(
         self, identifier: str, offer: OpenOffer, outcome: Outcome, *, code: str, settled_at_ms: int
@@ -216,7 +217,7 @@ class HotOffers:
             if run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, outcome, code, settled_at_ms))
 
-        self._insist(lambda done: self._run(SETTLE, call, done), count)
+        self._insist(lambda done: self._notes.run(SETTLE, call, done), count)
 
     def track_offer(self, identifier: str, said: Said, *, at_ms: int) -> None:
         """See ports.device_messages.OpenOffers."""
@@ -232,7 +233,7 @@ class HotOffers:
             if changed and run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, said.outcome, said.code, at_ms))
 
-        self._insist(lambda done: self._run(TRACK, call, done), count)
+        self._insist(lambda done: self._notes.run(TRACK, call, done), count)
 
     def count_attempt(self, identifier: str, offer: OpenOffer, *, at_ms: int) -> None:
         """See ports.device_messages.OpenOffers."""
@@ -250,16 +251,13 @@ class HotOffers:
             if run_id:
                 self._tell(RunMove(run_id.decode(), chunk, identifier, Outcome.FAILED, EXHAUSTED_CODE, at_ms))
 
-        self._insist(lambda done: self._run(ATTEMPT, call, done), count)
-
-    def _run(self, script: Script, call: Call, done: Done) -> None:
-        run_script(self._pipes, script, call, done)
+        self._insist(lambda done: self._notes.run(ATTEMPT, call, done), count)
 
     def close(self) -> None:
         """What is still kept is lost."""
         if self._retry is not None:
             self._retry.cancel()
-        self.lost += len(self._late)
+        self.lost += len(self._late) + self._notes.close()
         self._late.clear()
 
     def _tell(self, move: RunMove) -> None:

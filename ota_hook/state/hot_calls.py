@@ -6,7 +6,9 @@ Must not know what a script is for.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -17,12 +19,15 @@ from ota_hook.state.connection import Call, Script
 from ota_hook.state.devices import keepers_by_attribute
 from ota_hook.state.keys import Keys, as_text
 from ota_hook.state.offers import tell_command
-from ota_hook.state.pipe import Done, RedisPipe, pack
+from ota_hook.state.pipe import Done, RedisPipe, Unavailable, pack
 from ota_hook.state.records import unpack_device
 from ota_hook.task import RunMove
 
 DEFAULT_PATIENCE_MS: Final = 60_000
 """After so long without an ack a command is taken for one that was not delivered."""
+NOTES_AT_ONCE: Final = 128
+"""Redis is busy with so many for some milliseconds, of the 50 within which it must answer a device."""
+NOTES_WAITING_MAX: Final = 65_536
 _SETTLING_S: Final = 0.5
 """After a stall checks wait so long for the late reports of every hook process; most are stored in half of it."""
 
@@ -45,6 +50,58 @@ def run_script(pipes: Pipes, script: Script, call: Call, done: Done) -> None:
             done(reply)
 
     pipe.submit(pack(("EVALSHA", script.sha, len(keys), *keys, *arguments)), retry)
+
+
+class Notes:
+    """Scripts that no device waits for: so many are under way at a time, the others behind them in their order.
+
+    One message of a gateway makes a thousand, and devices that ask meanwhile must have their answers in time. Bounded:
+    what is one too many gets Unavailable.
+    """
+
+    __slots__ = ("_is_sending", "_pipes", "_under_way", "_waiting")
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._pipes = pipes
+        self._waiting: deque[tuple[Script, Call, Done]] = deque()
+        self._under_way = 0
+        self._is_sending = False
+
+    def run(self, script: Script, call: Call, done: Done) -> None:
+        """`run_script`, in its turn."""
+        if self._under_way < NOTES_AT_ONCE:
+            self._send(script, call, done)
+        elif len(self._waiting) < NOTES_WAITING_MAX:
+            self._waiting.append((script, call, done))
+        else:
+            done(Unavailable("too many notes wait"))
+
+    def _send(self, script: Script, call: Call, done: Done) -> None:
+        self._under_way += 1
+        run_script(self._pipes, script, call, partial(self._take, done))
+
+    def _take(self, done: Done, reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
+        self._under_way -= 1
+        try:
+            done(reply)
+        finally:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        if self._is_sending:  # Redis is away, and a pipe answers at once: the loop below goes on
+            return
+        self._is_sending = True
+        try:
+            while self._waiting and self._under_way < NOTES_AT_ONCE:
+                self._send(*self._waiting.popleft())
+        finally:
+            self._is_sending = False
+
+    def close(self) -> int:
+        """Forget what waits; how many that were."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count
 
 
 def refuse_for_late_reports(pipe: RedisPipe) -> DependencyError | None:

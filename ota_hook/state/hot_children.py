@@ -16,7 +16,8 @@ from ota_hook.errors import DependencyError
 from ota_hook.model import ChildForm, DeviceState
 from ota_hook.ports.device_messages import (
     ChildCame,
-    ChildDone,
+    ChildComing,
+    ChildrenCame,
     ChildrenDone,
     ChildrenReported,
     ChildrenStored,
@@ -24,12 +25,11 @@ from ota_hook.ports.device_messages import (
     StoredChildren,
 )
 from ota_hook.state.child_scripts import (
-    CHILD_CAME,
+    CHILDREN_CAME,
     DEFAULT_CHILDREN_MAX,
     NOTE_FORM,
     STORE_CHILDREN,
-    UNREADABLE,
-    child_came_call,
+    children_came_call,
     note_form_call,
     store_children_call,
 )
@@ -37,6 +37,7 @@ from ota_hook.state.devices import DEFAULT_REFRESH_MS
 from ota_hook.state.hot_calls import (
     DEFAULT_PATIENCE_MS,
     Keepers,
+    Notes,
     Pipes,
     error_of,
     forget,
@@ -44,7 +45,6 @@ from ota_hook.state.hot_calls import (
     refuse_for_late_reports,
     run_script,
     tell_again,
-    unreadable,
 )
 from ota_hook.state.keys import Keys, as_bytes, as_text
 from ota_hook.state.pipe import pack
@@ -54,7 +54,7 @@ FULL_S: Final = 10.0
 """A gateway with too many children is not counted again for so long: with very many that takes Redis milliseconds."""
 _FULL_MAX: Final = 10_000
 """Of so many gateways it is remembered."""
-SCRIPTS: Final = tuple(script.text for script in (STORE_CHILDREN, CHILD_CAME, NOTE_FORM))
+SCRIPTS: Final = tuple(script.text for script in (STORE_CHILDREN, CHILDREN_CAME, NOTE_FORM))
 """What every pipe makes sure that Redis knows."""
 
 _Packed = dict[bytes, bytes | None]
@@ -86,6 +86,7 @@ class HotChildren:
         self._refresh_ms = refresh_ms
         self._patience_ms = patience_ms
         self._keepers = Keepers()
+        self._notes = Notes(pipes)
         self._full_until_s: dict[str, float] = {}
 
     def load_children(self, gateway: str, identifiers: Sequence[str], done: ChildrenDone) -> None:
@@ -190,14 +191,14 @@ class HotChildren:
 
         run_script(self._pipes, STORE_CHILDREN, call, read)
 
-    def child_came(
-        self, gateway: str, identifier: str, form: ChildForm, *, product: str | None, at_ms: int, done: ChildDone
+    def children_came(
+        self, gateway: str, coming: Sequence[ChildComing], *, topic_type: str | None, at_ms: int, done: ChildrenCame
     ) -> None:
-        """See ports.device_messages.ChildStates."""
+        """See ports.device_messages.ChildStates. One whose record can't be read is logged."""
         children_max = 0 if self._is_full(gateway) else self._children_max
-        call = child_came_call(
-            *(self._keys, gateway, identifier, form),
-            product=product,
+        call = children_came_call(
+            *(self._keys, gateway, coming),
+            topic_type=topic_type,
             at_ms=at_ms,
             patience_ms=self._patience_ms,
             children_max=children_max,
@@ -207,17 +208,17 @@ class HotChildren:
             if isinstance(reply, Exception):
                 done(error_of(reply))
                 return
-            word, again = reply
-            if word == UNREADABLE:
-                done(unreadable(f"the record of {identifier!r} is none"))
-                return
-            came = ChildCame(word.decode())
-            if came is ChildCame.TOO_MANY and children_max:
+            words, again = reply
+            came = [ChildCame(word.decode()) for word in words]
+            for (identifier, _, _), one in zip(coming, came, strict=True):
+                if one is ChildCame.UNREADABLE:
+                    _log.error("device_unreadable", device=identifier)
+            if children_max and ChildCame.TOO_MANY in came:
                 self._note_full(gateway)
             tell_again(self._pipes, self._keys, again, at_ms=at_ms)
             done(came)
 
-        run_script(self._pipes, CHILD_CAME, call, read)
+        run_script(self._pipes, CHILDREN_CAME, call, read)
 
     def _is_full(self, gateway: str) -> bool:
         until_s = self._full_until_s.get(gateway)
@@ -233,7 +234,7 @@ class HotChildren:
 
     def note_form(self, identifier: str, form: ChildForm) -> None:
         """See ports.device_messages.ChildStates."""
-        run_script(self._pipes, NOTE_FORM, note_form_call(self._keys, identifier, form), forget)
+        self._notes.run(NOTE_FORM, note_form_call(self._keys, identifier, form), forget)
 
 
 def _read_child(identifier: str, packed: bytes | None) -> DeviceState | None:

@@ -13,6 +13,7 @@ from ota_hook.identifiers import gateway_of
 from ota_hook.model import ChildForm, DeviceState, OpenOffer, Outcome
 from ota_hook.ports.device_messages import (
     ChildCame,
+    ChildComing,
     ChildrenReported,
     ChildStates,
     DeviceStates,
@@ -131,14 +132,22 @@ async def stored_children(
     return await _answer_of(lambda done: children.store_children(report, kept_by_type, done))
 
 
+async def children_came(
+    children: ChildStates, *coming: ChildComing, at_ms: int, topic_type: str | None = None
+) -> Sequence[ChildCame]:
+    """`children_came`, awaited, said by the children's own gateway."""
+    gateway = gateway_of(coming[0].identifier)
+    return await _answer_of(
+        lambda done: children.children_came(gateway, coming, topic_type=topic_type, at_ms=at_ms, done=done)
+    )
+
+
 async def child_came(
     children: ChildStates, identifier: str, form: ChildForm, *, product: str | None, at_ms: int
 ) -> ChildCame:
-    """`child_came`, awaited, said by the child's own gateway."""
-    gateway = gateway_of(identifier)
-    return await _answer_of(
-        lambda done: children.child_came(gateway, identifier, form, product=product, at_ms=at_ms, done=done)
-    )
+    """`children_came` of one child, awaited."""
+    (came,) = await children_came(children, ChildComing(identifier, form, product), at_ms=at_ms)
+    return came
 
 
 async def answered(pipe: RedisPipe, *command: str | bytes | int) -> Any:

@@ -15,7 +15,14 @@ from redis.asyncio import Redis
 from ota_hook.errors import DependencyError
 from ota_hook.identifiers import gateway_of
 from ota_hook.model import ChildForm, DeviceState, Family, OpenOffer, Outcome, ReportedVersion
-from ota_hook.ports.device_messages import ChildCame, ChildrenReported, LoadedChildren, Report, StoredChildren
+from ota_hook.ports.device_messages import (
+    ChildCame,
+    ChildComing,
+    ChildrenReported,
+    LoadedChildren,
+    Report,
+    StoredChildren,
+)
 from ota_hook.progress import Said
 from ota_hook.state import hot_children
 from ota_hook.state.attempts import RedisAttempts
@@ -29,9 +36,11 @@ from ota_hook.state.pipe import RedisPipe
 from ota_hook.state.presence import RedisConnections
 from ota_hook.state.primaries import Address
 from ota_hook.state.records import unpack_bucket
+from ota_hook.state.routing import RoutedRedis
 from tests.integration.hot_state import (
     HotState,
     child_came,
+    children_came,
     hot_state,
     imported,
     loaded,
@@ -180,6 +189,9 @@ async def test_a_gateway_of_another_type_than_its_topic_names_speaks_for_nobody(
     before = await content()
     assert await site.report({SHORT: {"version": "1.1"}}, topic_type="sensor") == StoredChildren(None)
     assert await report_alone(site, SHORT, topic_type="sensor") is None
+    coming = [ChildComing(child, DEEP_DEFAULT, "sensor") for child in (SHORT, f"{GW}/2")]
+    came = await children_came(site.hot.children, *coming, at_ms=1, topic_type="sensor")
+    assert came == [ChildCame.UNKNOWN_GATEWAY] * 2
     assert await content() == before
     assert (await site.report({SHORT: {"version": "1.1"}}, topic_type="gateway")).stored == 1
     assert text_of(await report_alone(site, SHORT, version="1.2", topic_type="gateway")) == "1.2"
@@ -263,8 +275,7 @@ async def test_a_child_that_can_not_be_read_spoils_no_other(site: Site, packed: 
     assert text_of(await site.state(SHORT)) == "1.1"
     loaded = await site.load(child, SHORT)
     assert loaded.children == (None, await site.state(SHORT))
-    with pytest.raises(DependencyError, match="can't be read"):
-        await site.came(child)
+    assert await site.came(child) is ChildCame.UNREADABLE
     site.hot.children.note_form(child, DEEP_DEFAULT)
     await site.hot.noted()
     await site.devices.put_device(child, "sensor", {"version": "1.0"}, ())
@@ -474,6 +485,53 @@ async def test_a_gateway_that_is_full_is_not_counted_again_for_a_while(
     later_s = loop.time() + hot_children.FULL_S
     monkeypatch.setattr(loop, "time", lambda: later_s)
     assert await site.came(SHORT, "sensor") is ChildCame.REGISTERED
+
+
+async def test_of_many_that_come_at_once_so_many_are_registered_as_there_is_room_for(site: Site) -> None:
+    site.hot = replace(site.hot, children=HotChildren(site.hot.pipes, site.keys, children_max=6))
+    other = neighbour(site)
+    await site.register(SHORT, LONG_NAME, *(f"{other}/{number}" for number in range(3)))
+    await site.damage(f"{GW}/broken", b"\xc1")
+    names = [
+        f"{GW}/new",
+        SHORT,
+        f"{GW}/new",
+        f"{GW}/broken",
+        f"{GW}/{'long' * 20}",
+        f"{GW}/one",
+        f"{GW}/two",
+        LONG_NAME,
+    ]
+    coming = [ChildComing(name, DEFAULT, "sensor") for name in names]
+    coming += [ChildComing(SHORT, DEFAULT, "valve"), ChildComing(f"{GW}/three", DEFAULT, None)]
+    assert [word.value for word in await children_came(site.hot.children, *coming, at_ms=1_000_000)] == [
+        *("registered", "known", "known", "unreadable", "registered", "registered", "too_many", "known"),
+        *("type_differs", "unknown_device"),
+    ]
+    for name, form in ((f"{GW}/new", None), (LONG_NAME, DEFAULT)):
+        assert await site.state(name) == DeviceState(name, "sensor", {}, form=form)
+
+
+async def test_a_full_gateway_that_names_very_many_children_holds_redis_for_one_count(site: Site) -> None:
+    await site.register(*(f"{GW}/{number}" for number in range(1_000)))
+    coming = [ChildComing(f"{GW}/new{number}", DEFAULT, "sensor") for number in range(1_000)]
+    client = await client_of(site, site.keys.devices(site.keys.bucket_of(GW)))
+    before = await calls_of(client, "hkeys")
+    came = await children_came(site.hot.children, *coming, at_ms=1)
+    assert set(came) == {ChildCame.TOO_MANY}
+    assert await calls_of(client, "hkeys") == before + 2
+
+
+async def calls_of(client: Redis, command: str) -> int:
+    """How often the server ran it, scripts' calls included."""
+    stats: Any = await client.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+async def client_of(site: Site, key: str) -> Redis:
+    """A client of the server that has the key."""
+    redis: Redis | RoutedRedis = site.redis
+    return await redis.primary_of(key) if isinstance(redis, RoutedRedis) else redis
 
 
 def neighbour(site: Site) -> str:

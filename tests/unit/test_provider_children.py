@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,21 @@ async def test_several_checks_in_a_message_are_each_answered_with_an_id_of_its_o
     assert {topic for topic, _, _ in hook.publisher.published} == {"gateway_command_send/d1"}
     assert [one["device"] for one in (first, *others)] == names
     assert [one["id"] for one in (first, *others)] == [98310, 98311, 98312, 98313, 98314]
+
+
+async def test_who_asks_while_very_many_children_are_answered_has_an_answer_before_them() -> None:
+    names = [f"A{number}" for number in range(1_000)]
+    hook = make_gateway(children={f"d1/{name}": "1.0" for name in names})
+    answered: list[str] = []
+
+    async def publish(topic: str, payload: object) -> None:
+        await hook.publish(topic, json.dumps(payload))
+        answered.append(topic)
+
+    many = [{"device": name, "event": CHECK} for name in names]
+    await asyncio.gather(publish("gateway_event_report/d1", many), publish("event_report/d1", CHECK))
+    assert answered == ["event_report/d1", "gateway_event_report/d1"]
+    assert all(hook.devices.devices[f"d1/{name}"].open_offers for name in names)
 
 
 @pytest.mark.parametrize("waiting_max", [None, 0])
@@ -191,7 +207,7 @@ async def test_an_unregistered_gateway_speaks_for_nobody() -> None:
 @pytest.mark.parametrize("family", ["gateway_", "sub_"])
 async def test_a_child_that_comes_with_its_product_is_registered_under_it(family: str) -> None:
     hook = make_gateway(children={})
-    said = json.dumps({"device": ["A", "B"], "product": "meter"})
+    said = json.dumps([{"device": ["A", "B"], "product": "meter"}])
     assert await hook.publish(f"{family}connect/d1", said) == IGNORE
     assert hook.devices.devices["d1/A/B"].device_type == "meter"
     assert await hook.publish(f"{family}connect/d1", said) == IGNORE
