@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -26,6 +25,7 @@ from ota_hook.rollout.teller import Teller
 from ota_hook.rollout.watch import FirmwareWatch, StopRule
 from ota_hook.rollout.worker import Worker
 from ota_hook.settings import Settings
+from ota_hook.state.clock import RedisClock
 from ota_hook.state.command_ids import RedisCommandIds
 from ota_hook.state.notices import RedisNotices
 from ota_hook.state.overdue import RedisOverdueOffers
@@ -47,6 +47,8 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
     queue = RedisWorkQueue(state.redis, state.keys, consumer=consumer)
     events = RedisRunEvents(state.redis, state.keys, consumer=consumer)
     notices = RedisNotices(state.redis, state.keys, consumer=consumer)
+    clock = RedisClock(state.redis, state.keys)
+    await clock.start()
     await queue.open()
     await events.open()
     sender = Sender(
@@ -64,7 +66,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         runs=state.runs,
         command_ids=RedisCommandIds(state.redis, state.keys),
         publisher=publisher,
-        clock_ms=_clock_ms,
+        clock_ms=clock.now_ms,
     )
     keeper = Keeper(
         snapshots=state.catalogue,
@@ -74,7 +76,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         runs=state.runs,
         queue=queue,
         notices=notices,
-        clock_ms=_clock_ms,
+        clock_ms=clock.now_ms,
     )
     state.metrics.add_gauge(
         "run_counters_mended", "Counters of runs that were not what their devices' records say.", lambda: keeper.mended
@@ -84,7 +86,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         lease_ms=LEASE_MS,
         runs=state.runs,
         events=events,
-        planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=_clock_ms),
+        planner=Planner(state.catalogue, state.devices, state.runs, clock_ms=clock.now_ms),
         sender=sender,
         keeper=keeper,
         timer=CheckTimer(
@@ -94,18 +96,18 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
             devices=state.devices,
             offers=state.offers,
             overdue=RedisOverdueOffers(state.redis, state.keys),
-            clock_ms=_clock_ms,
+            clock_ms=clock.now_ms,
         ),
-        scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=_clock_ms),
+        scheduler=Scheduler(state.tasks, new_id=lambda: str(ULID()), clock_ms=clock.now_ms),
         watch=FirmwareWatch(
             StopRule(settings.stop_percent, settings.stop_after),
             catalogue=state.catalogue,
             offers=state.offers,
             stops=RedisFirmwareStops(state.redis, state.keys),
             notices=notices,
-            clock_ms=_clock_ms,
+            clock_ms=clock.now_ms,
         ),
-        clock_ms=_clock_ms,
+        clock_ms=clock.now_ms,
     )
     async with AsyncExitStack() as stack:
         stack.callback(
@@ -113,6 +115,7 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
         )
         await publisher.start()
         stack.push_async_callback(publisher.stop)
+        await stack.enter_async_context(background(clock.keep()))
         await stack.enter_async_context(background(worker.run()))
         if settings.webhook_url is not None and settings.webhook_secret is not None:
             from ota_hook.publish.webhook import Webhook  # noqa: PLC0415 - httpx takes long to import
@@ -122,7 +125,3 @@ async def run_worker(settings: Settings, state: State) -> AsyncIterator[None]:
             stack.push_async_callback(webhook.aclose)
             await stack.enter_async_context(background(Teller(notices, webhook).run()))
         yield
-
-
-def _clock_ms() -> int:
-    return time.time_ns() // 1_000_000

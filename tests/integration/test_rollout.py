@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import orjson
 import pytest
@@ -28,6 +30,7 @@ from ota_hook.publish.webhook import Webhook
 from ota_hook.rollout.keeper import RECOUNT_EVERY_MS
 from ota_hook.rollout.teller import Teller
 from ota_hook.rollout.watch import StopRule
+from ota_hook.state.clock import RedisClock
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.presence import pack_connection
 from ota_hook.state.work import RedisWorkQueue
@@ -199,6 +202,31 @@ async def test_a_device_that_got_another_type_meanwhile_is_sent_nothing(deployed
     assert (await deployed.reached(run_id, RunState.COMPLETED)).counters == {Outcome.SKIPPED: 1}
     assert (await deployed.records(run_id))[name].code == "type_differs"
     assert deployed.broker.commands == []
+
+
+def wrong_clock_ms(ahead_ms: int) -> int:
+    return time.time_ns() // 1_000_000 + ahead_ms
+
+
+async def test_two_workers_whose_clocks_are_minutes_apart_send_each_command_once_and_keep_the_rate(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployed.add_devices(600)
+
+    async def take_time(device: str, command: dict[str, object]) -> None:
+        await asyncio.sleep(0.3)
+
+    deployed.broker.on_command = take_time
+    for name, ahead_ms in (("ahead", 600_000), ("behind", -600_000)):
+        clock = RedisClock(deployed.redis, deployed.keys, local_ms=partial(wrong_clock_ms, ahead_ms))
+        await clock.start()
+        monkeypatch.setattr(deployed, "clock_ms", clock.now_ms)
+        await deployed.start_worker(name)
+    began_s = time.monotonic()
+    run_id = await deployed.run_now(replace(TASK, pacing=Pacing(rate_per_minute=6_000)))
+    await deployed.until(run_id, lambda run: run.counters == {Outcome.OFFERED: 600})
+    assert time.monotonic() - began_s > 4
+    assert len(deployed.broker.commands) == 600
 
 
 async def test_commands_wait_for_a_broker_that_is_away(deployed: Deployment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -14,6 +15,7 @@ from ulid import ULID
 from ota_hook.errors import ConfigurationError, ConflictError, DependencyError, InputError
 from ota_hook.model import COMMAND_ID_LIMIT
 from ota_hook.ports.idempotency import Begun, Replay
+from ota_hook.state.clock import RedisClock
 from ota_hook.state.connection import Script, connect_redis
 from ota_hook.state.durability import DurableWriter, list_risks
 from ota_hook.state.format import open_layout
@@ -173,6 +175,32 @@ async def test_ids_stop_below_two_to_the_53(redis: Redis, redis_url: str, keys: 
         with structlog.testing.capture_logs() as said, pytest.raises(DependencyError):
             await ids.next()
     assert "command_ids_used_up" in {line["event"] for line in said}
+
+
+# ---- the clock
+
+
+async def redis_ms(redis: Redis, keys: Keys) -> int:
+    seconds, microseconds = await Script("return redis.call('TIME')").run(redis, (keys.meta,), ())
+    return int(seconds) * 1_000 + int(microseconds) // 1_000
+
+
+async def test_a_clock_goes_by_redis_whatever_its_own_process_says_and_is_set_right_again(
+    redis: Redis, keys: Keys
+) -> None:
+    wrong_ms = 600_000
+    clock = RedisClock(redis, keys, local_ms=lambda: time.monotonic_ns() // 1_000_000 + wrong_ms, wall_ms=lambda: 7)
+    with structlog.testing.capture_logs() as logged:
+        await clock.start()
+    assert [entry["event"] for entry in logged] == ["clock_differs"]
+    assert abs(clock.now_ms() - await redis_ms(redis, keys)) < 1_000
+    wrong_ms = -600_000
+    assert abs(clock.now_ms() - await redis_ms(redis, keys)) > 1_000_000
+    keeping = asyncio.create_task(clock.keep(every_s=0.05))
+    now_ms = await redis_ms(redis, keys)
+    await eventually(lambda: abs(clock.now_ms() - now_ms) < 60_000)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
 
 
 # ---- idempotency
