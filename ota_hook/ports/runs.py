@@ -47,14 +47,16 @@ class RunStore(Protocol):
         """The runs that are not closed."""
         ...
 
-    async def load_run(self, run_id: str) -> Run | None: ...
+    async def load_run(self, run_id: str) -> Run | None:
+        """None where there is none, or none that can be read: that is logged."""
+        ...
 
     async def page_runs(
         self, *, task_id: str | None, before: str | None, limit: int, state: RunState | None = None
     ) -> tuple[list[Run], str | None]:
         """Runs (of a task, in a state), newest first, behind the run `before`; and what to pass for the next page.
 
-        With `state` a page may be short, or empty, and not the last.
+        With `state` a page may be short, or empty, and not the last. A run that can't be read is left out.
         """
         ...
 

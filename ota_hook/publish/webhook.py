@@ -6,6 +6,7 @@ whoever checks it, and that the time is not long ago, knows who sent it and that
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -40,8 +41,13 @@ class Webhook:
             SIGNATURE_HEADER: sign(self._secret, payload, at_s=int(self._clock_s())),
         }
         try:
-            answer = await self._client.post(self._url, content=payload, headers=headers)
-        except httpx.HTTPError as exc:
+            # The whole of it, not each byte; and what is said behind the status is not read.
+            async with (
+                asyncio.timeout(_TIMEOUT_S),
+                self._client.stream("POST", self._url, content=payload, headers=headers) as answer,
+            ):
+                pass
+        except (httpx.HTTPError, TimeoutError) as exc:
             raise DependencyError(f"The webhook can't be reached: {exc!r}.") from exc
         if not answer.is_success:
             raise DependencyError(f"The webhook answered {answer.status_code}.")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
+import structlog
 
 from ota_hook.ports.notices import Notice
 from ota_hook.state.connection import RedisClient, redis_errors, run_command
@@ -16,6 +17,8 @@ from ota_hook.state.keys import Keys
 from ota_hook.state.streams import SharedStream
 
 NOTICES_KEPT: Final = 10_000
+
+_log = structlog.get_logger("ota_hook.state.notices")
 
 
 class RedisNotices:
@@ -37,9 +40,15 @@ class RedisNotices:
             await run_command(self._redis, "XADD", self._keys.notices, "MAXLEN", "~", NOTICES_KEPT, "*", "body", body)
 
     async def read(self, *, most: int, block_ms: int) -> list[Notice]:
-        """See ports.notices.NoticeSource."""
-        entries = await self._stream.read(most=most, block_ms=block_ms)
-        return [Notice(entry.id, entry.attempt, orjson.loads(entry.fields[b"body"])) for entry in entries]
+        """See ports.notices.NoticeSource. One that can't be read is dropped and logged."""
+        notices = []
+        for entry in await self._stream.read(most=most, block_ms=block_ms):
+            try:
+                notices.append(Notice(entry.id, entry.attempt, {**orjson.loads(entry.fields[b"body"])}))
+            except (KeyError, TypeError, ValueError) as exc:
+                _log.error("notice_unreadable", notice=entry.id, problem=repr(exc))
+                await self._stream.finish([entry.id])
+        return notices
 
     async def finish(self, notices: Sequence[Notice]) -> None:
         """See ports.notices.NoticeSource."""

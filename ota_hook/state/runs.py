@@ -85,7 +85,7 @@ class RedisRuns:
         with redis_errors("reading a run"):
             fields: dict[bytes, bytes] = await run_command(self._redis, "HGETALL", self._keys.run(run_id))
             stored = fields.get(b"head") or await run_command(self._redis, "HGET", self._keys.open_runs, run_id)
-        return None if stored is None else _run_of(_HEAD.validate_json(stored), fields)
+        return None if stored is None else _run_of(run_id, stored, fields)
 
     async def page_runs(
         self, *, task_id: str | None, before: str | None, limit: int, state: RunState | None = None
@@ -119,7 +119,7 @@ class RedisRuns:
         runs: list[Run | None] = []
         for run_id, fields in zip(run_ids, found, strict=True):
             stored = fields.get(b"head") or head_by_id[run_id]
-            runs.append(None if stored is None else _run_of(_HEAD.validate_json(stored), fields))
+            runs.append(None if stored is None else _run_of(run_id, stored, fields))
         return runs
 
     async def read_chunk(self, run_id: str, chunk: int) -> list[RunDevice]:
@@ -354,18 +354,23 @@ def _count_of(fields: Mapping[bytes, bytes], name: str) -> int:
     return int(stored) if stored.removeprefix(b"-").isdigit() else 0
 
 
-def _run_of(head: RunHead, fields: Mapping[bytes, bytes]) -> Run:
-    return Run(
-        head=head,
-        state=RunState(as_text(fields.get(b"state", b"waiting"))),
-        is_planned=b"planned" in fields,
-        reason=as_text(fields.get(b"reason", b"")),
-        started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
-        finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
-        total=_count_of(fields, "total"),
-        retried=_count_of(fields, "retried"),
-        counters={outcome: count for outcome in Outcome if (count := _count_of(fields, f"n:{outcome.value}"))},
-    )
+def _run_of(run_id: str, head: bytes, fields: Mapping[bytes, bytes]) -> Run | None:
+    """None, and logged, where it can't be read."""
+    try:
+        return Run(
+            head=_HEAD.validate_json(head),
+            state=RunState(as_text(fields.get(b"state", b"waiting"))),
+            is_planned=b"planned" in fields,
+            reason=as_text(fields.get(b"reason", b"")),
+            started_at_ms=int(fields[b"started"]) if b"started" in fields else None,
+            finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
+            total=_count_of(fields, "total"),
+            retried=_count_of(fields, "retried"),
+            counters={outcome: count for outcome in Outcome if (count := _count_of(fields, f"n:{outcome.value}"))},
+        )
+    except ValueError as exc:  # pydantic's are
+        _log.error("run_unreadable", run=run_id, problem=str(exc))
+        return None
 
 
 def _pack(device: RunDevice) -> bytes:

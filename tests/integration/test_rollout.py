@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from admin_api.documents.tasks import TaskFields
 from ota_hook.endings import end_tasks
+from ota_hook.errors import DependencyError
 from ota_hook.model import (
     CatalogueChange,
     DocumentKind,
@@ -818,6 +820,48 @@ async def test_outside_of_its_window_nothing_is_sent_though_its_run_was_left_run
 
 
 # ---- notices
+
+
+async def test_a_listener_that_never_ends_its_answer_holds_no_notice_up(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ota_hook.publish.webhook._TIMEOUT_S", 1.0)
+    heard: list[bytes] = []
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" if len(heard) > 1 else b"HTTP/1.1 200 O")
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        writer.close()
+        ended.release()
+
+    ended = asyncio.Semaphore(0)
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", "secret")
+    with pytest.raises(DependencyError, match="Timeout"):
+        await asyncio.wait_for(webhook.tell("1-0", {}), 10)
+    await asyncio.wait_for(webhook.tell("1-0", {}), 10)
+    await webhook.aclose()
+    for _ in heard:
+        await asyncio.wait_for(ended.acquire(), 10)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_notice_that_can_not_be_read_keeps_no_other_from_being_told(deployed: Deployment) -> None:
+    await deployed.notices.open()
+    for body in (b"{", b"7", b"[]"):
+        await deployed.redis.xadd(deployed.keys.notices, {"body": body})
+    await deployed.redis.xadd(deployed.keys.notices, {"other": "field"})
+    await deployed.notices.add("run_stopped", {"run": "01J"})
+    (notice,) = await deployed.notices.read(most=10, block_ms=100)
+    assert notice.body == {"kind": "run_stopped", "run": "01J"}
+    await deployed.notices.finish([notice])
+    assert await deployed.redis.xlen(deployed.keys.notices) == 0
 
 
 async def test_a_notice_is_told_again_until_it_is_heard_with_a_signature_that_proves_its_sender(

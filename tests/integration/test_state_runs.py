@@ -194,6 +194,22 @@ async def test_runs_are_paged_newest_first(tasks: RedisTasks, runs: RedisRuns) -
     assert end is None
 
 
+@pytest.mark.parametrize("field", ["state", "started", "finished", "head"])
+async def test_a_run_that_can_not_be_read_is_left_out_of_the_list(
+    redis: Redis, keys: Keys, tasks: RedisTasks, runs: RedisRuns, field: str
+) -> None:
+    stored = await store(tasks)
+    for number in range(3):
+        head = replace(HEAD, id=f"01JRUN{number}", created_at_ms=number)
+        await tasks.create_run(head, expected=stored.stored, now_ms=number)
+        await runs.begin_plan(head, now_ms=number)
+        await runs.close(head)
+    await redis.hset(keys.run("01JRUN1"), field, "lost")
+    found, _ = await runs.page_runs(task_id=None, before=None, limit=9)
+    assert [run.head.id for run in found] == ["01JRUN2", "01JRUN0"]
+    assert await runs.load_run("01JRUN1") is None
+
+
 async def test_a_page_of_runs_in_a_state_looks_through_a_bounded_number_of_others(
     tasks: RedisTasks, runs: RedisRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
