@@ -119,7 +119,6 @@ class MemoryChildren:
     devices: MemoryDevices
     children_max: int = 1_000
     round_trips: int = 0
-    came: list[str] = field(default_factory=list)
 
     def load_children(self, gateway: str, identifiers: Sequence[str], done: ChildrenDone) -> None:
         self.round_trips += 1
@@ -157,19 +156,22 @@ class MemoryChildren:
         elif speaking is None or topic_type not in (None, speaking.device_type):
             done([ChildCame.UNKNOWN_GATEWAY] * len(coming))
         else:
-            done([self._came(gateway, identifier, product) for identifier, _, product in coming])
+            done([self._came(gateway, *child) for child in coming])
 
-    def _came(self, gateway: str, identifier: str, product: str | None) -> ChildCame:
+    def _came(self, gateway: str, identifier: str, form: ChildForm, product: str | None) -> ChildCame:
         devices = self.devices.devices
         known = devices.get(identifier)
+        if known is not None and product not in (None, known.device_type):
+            return ChildCame.TYPE_DIFFERS
         if known is not None:
-            self.came.append(identifier)
-            return ChildCame.KNOWN if product in (None, known.device_type) else ChildCame.TYPE_DIFFERS
+            self.note_form(identifier, form)
+            return ChildCame.KNOWN
         if product is None:
             return ChildCame.UNKNOWN_DEVICE
         if sum(other.startswith(f"{gateway}/") for other in devices) >= self.children_max:
             return ChildCame.TOO_MANY
         devices[identifier] = DeviceState(identifier=identifier, device_type=product)
+        self.note_form(identifier, form)
         return ChildCame.REGISTERED
 
     def note_form(self, identifier: str, form: ChildForm) -> None:

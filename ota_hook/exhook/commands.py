@@ -63,21 +63,25 @@ class Commands:
         command = upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
         return command if child is None else child_command(child, command, command_id=command_id)
 
-    def can_publish(self, topic: str) -> bool:
+    def can_publish(self, topic: str, *, is_response: bool = False) -> bool:
         """Whether `publish` would send something; counted where not. An offer that is not sent must not be noted."""
         if self._context.publisher is None:
             self._context.metrics.unanswered["no_publisher"] += 1
             if self._context.sampler.take("no_publisher"):
                 self._context.log.warning("no_publisher", topic=topic[:256], mend="set OTA_HOOK_MQTT_URL for the hook")
             return False
-        if len(self._waiting) >= WAITING_MAX or self._waiting_bytes >= WAITING_MAX_BYTES:
+        most = WAITING_MAX // 2 if is_response else WAITING_MAX
+        if len(self._waiting) >= most or self._waiting_bytes >= WAITING_MAX_BYTES:
             self._context.metrics.unanswered["publisher_full"] += 1
             return False
         return True
 
-    def publish(self, topic: str, payload: bytes, qos: int) -> None:
-        """Send beside the event; the broker isn't held for it, and what is lost is asked for again."""
-        if not self.can_publish(topic):
+    def publish(self, topic: str, payload: bytes, qos: int, *, is_response: bool = False) -> None:
+        """Send beside the event; the broker isn't held for it, and what is lost is asked for again.
+
+        A response says nothing that a device needs, so it leaves room for commands.
+        """
+        if not self.can_publish(topic, is_response=is_response):
             return
         self._waiting.append(Message(topic, payload, qos))
         self._waiting_bytes += len(payload)

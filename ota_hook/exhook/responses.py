@@ -80,4 +80,4 @@ class Responses:
             return
         if topic is not None:
             self._context.metrics.responses[word] += 1
-            self._commands.publish(topic, response, _QOS)
+            self._commands.publish(topic, response, _QOS, is_response=True)

@@ -60,27 +60,35 @@ STORE_CHILDREN: Final = Script(
     + _MANY_LUA
     + """
 local gateway, reported_at, refresh = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local expected, width = ARGV[4], tonumber(ARGV[5])
-local first, stride = 6 + 2 * width, 2 + width
+local expected = ARGV[4]
 local speaker = read_device(KEYS[1], KEYS[2], gateway)
 if not speaker then return false end
 local speaking = unpack_record(speaker)
 if not speaking then return {speaker, 0, 0, {}, {}} end
 if expected ~= '' and speaking[1] ~= expected then return false end
+local function each_child(visit)
+  local at = 5
+  while at <= #ARGV do
+    local count, width = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    local attributes, first, stride = at + 2, at + 2 + 2 * width, 2 + width
+    at = first + count * stride
+    for i = first, at - 1, stride do visit(i, attributes, width) end
+  end
+end
 local identifiers = {}
-for i = first, #ARGV, stride do identifiers[#identifiers + 1] = ARGV[i] end
+each_child(function(i) identifiers[#identifiers + 1] = ARGV[i] end)
 local found = read_devices(KEYS[1], KEYS[2], identifiers)
 local known, unknown, unreadable = {}, 0, {}
-for i = first, #ARGV, stride do
+each_child(function(i, attributes, width)
   local identifier, stored = ARGV[i], found[ARGV[i]]
   local device = stored and unpack_record(stored)
   if not stored then unknown = unknown + 1
   elseif not device then unreadable[#unreadable + 1] = identifier
   else
     local changed = set_form(device, ARGV[i + 1])
-    for at = 1, width do
-      local attribute, keepers, text = ARGV[4 + 2 * at], ARGV[5 + 2 * at], ARGV[i + 1 + at]
-      local is_kept = text ~= '' and is_kept_by(keepers, device[1])
+    for at = 0, width - 1 do
+      local attribute, keepers, text = ARGV[attributes + 2 * at], ARGV[attributes + 2 * at + 1], ARGV[i + 2 + at]
+      local is_kept = is_kept_by(keepers, device[1])
       if is_kept and note_version(device, attribute, text, reported_at, refresh) then changed = true end
     end
     if changed then
@@ -89,7 +97,7 @@ for i = first, #ARGV, stride do
     end
     known[#known + 1] = identifier
   end
-end
+end)
 local offers, offered = look_up(KEYS[3], known, {}), {}
 for _, identifier in ipairs(known) do
   if offers[identifier] then
@@ -184,22 +192,22 @@ return 1
 
 
 def store_children_call(keys: Keys, report: ChildrenReported, keepers: Mapping[str, bytes], *, refresh_ms: int) -> Call:
-    """The keys and arguments of STORE_CHILDREN. `keepers`: see devices.keepers_by_attribute."""
-    attributes = dict.fromkeys(
-        attribute for versions in report.versions.values() for attribute in versions if attribute in keepers
-    )
-    arguments: list[Argument] = [
-        as_bytes(report.gateway),
-        report.reported_at_ms,
-        refresh_ms,
-        report.topic_type or "",
-        len(attributes),
-    ]
-    for attribute in attributes:
-        arguments += (as_bytes(attribute), keepers[attribute])
+    """The keys and arguments of STORE_CHILDREN. `keepers`: see devices.keepers_by_attribute.
+
+    Children that say the same attributes stand together behind these: one that says very many lengthens no other.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
     for identifier, versions in report.versions.items():
-        arguments += (as_bytes(identifier), form_mark(identifier, report.forms[identifier]))
-        arguments += (as_bytes(versions.get(attribute, "")) for attribute in attributes)
+        alike.setdefault(tuple(filter(keepers.__contains__, versions)), []).append(identifier)
+    arguments: list[Argument] = [as_bytes(report.gateway), report.reported_at_ms, refresh_ms, report.topic_type or ""]
+    for attributes, identifiers in alike.items():
+        arguments += (len(identifiers), len(attributes))
+        for attribute in attributes:
+            arguments += (as_bytes(attribute), keepers[attribute])
+        for identifier in identifiers:
+            versions = report.versions[identifier]
+            arguments += (as_bytes(identifier), form_mark(identifier, report.forms[identifier]))
+            arguments += (as_bytes(versions[attribute]) for attribute in attributes)
     return _touched(keys, report.gateway), arguments
 
 

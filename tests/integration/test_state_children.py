@@ -26,6 +26,7 @@ from ota_hook.ports.device_messages import (
 from ota_hook.progress import Said
 from ota_hook.state import hot_children
 from ota_hook.state.attempts import RedisAttempts
+from ota_hook.state.child_scripts import store_children_call
 from ota_hook.state.devices import RedisDevices
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.hot_children import HotChildren
@@ -254,6 +255,17 @@ async def test_a_report_of_many_children_does_what_a_report_of_each_would(
             assert [state and state.versions for state in of_a] == [state and state.versions for state in of_b]
             loaded = await site.load(*(f"A/{name}" for name in names), gateway="A")
             assert list(loaded.children) == of_a
+
+
+def test_a_child_that_says_very_many_attributes_lengthens_what_is_said_of_no_other() -> None:
+    many = {f"v{number}": "1" for number in range(100)}
+    versions = {f"{GW}/many": many} | {f"{GW}/{number}": {"v0": "1"} for number in range(500)}
+    report = ChildrenReported(
+        gateway=GW, versions=versions, forms=dict.fromkeys(versions, DEFAULT), reported_at_ms=1, topic_type=None
+    )
+    keepers = dict.fromkeys(many, b"*")
+    _, arguments = store_children_call(Keys(), report, keepers, refresh_ms=0)
+    assert len(arguments) == 4 + (2 + 3 * 100 + 2) + (2 + 2 + 3 * 500)
 
 
 async def test_a_report_that_changes_nothing_writes_nothing(site: Site, content: Content) -> None:

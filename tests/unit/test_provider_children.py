@@ -417,6 +417,17 @@ async def test_nobody_is_responded_to_whose_type_has_no_responses_or_who_is_unkn
     assert await published(hook) == []
 
 
+async def test_however_many_messages_are_refused_there_is_room_for_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ota_hook.exhook.commands.WAITING_MAX", 4)
+    hook = make_gateway(RESPONDING, children={"d1/A": "1.0", "d1/B": "1.0"})
+    for _ in range(5):
+        await hook.publish("attributes/d1", "nonsense")
+    events = [{"device": name, "event": CHECK} for name in ("A", "B")]
+    await hook.publish("gateway_event_report/d1", json.dumps(events))
+    topics = [topic for topic, _, _ in await published(hook)]
+    assert topics == ["attributes_response/d1"] * 2 + ["gateway_command_send/d1"]
+
+
 async def test_a_device_that_reports_too_fast_is_refused_and_told_so() -> None:
     hook = make_gateway(RESPONDING, report_interval_ms=60_000)
     await hook.publish("attributes/d1", '{"version": "1.1"}', at=5)
