@@ -1,4 +1,4 @@
-"""What adapters on pipes do alike: run scripts, read what they answer, let late reports go first, tell runs.
+"""What adapters on pipes do alike: run scripts, notes in their turn, read answers, let late reports go first, tell runs.
 
 Must not know what a script is for.
 """
@@ -69,16 +69,11 @@ class Notes:
 
     def run(self, script: Script, call: Call, done: Done) -> None:
         """`run_script`, in its turn."""
-        if self._under_way < NOTES_AT_ONCE:
-            self._send(script, call, done)
-        elif len(self._waiting) < NOTES_WAITING_MAX:
-            self._waiting.append((script, call, done))
-        else:
+        if len(self._waiting) >= NOTES_WAITING_MAX:
             done(Unavailable("too many notes wait"))
-
-    def _send(self, script: Script, call: Call, done: Done) -> None:
-        self._under_way += 1
-        run_script(self._pipes, script, call, partial(self._take, done))
+            return
+        self._waiting.append((script, call, done))
+        self._send_waiting()
 
     def _take(self, done: Done, reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
         self._under_way -= 1
@@ -93,7 +88,9 @@ class Notes:
         self._is_sending = True
         try:
             while self._waiting and self._under_way < NOTES_AT_ONCE:
-                self._send(*self._waiting.popleft())
+                script, call, done = self._waiting.popleft()
+                self._under_way += 1
+                run_script(self._pipes, script, call, partial(self._take, done))
         finally:
             self._is_sending = False
 

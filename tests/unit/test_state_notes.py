@@ -57,6 +57,27 @@ def test_so_many_notes_are_under_way_at_a_time_and_all_come_in_their_order() -> 
     assert replies == [(number, 1) for number in range(3 * MOST)]
 
 
+def test_what_is_noted_because_of_a_reply_waits_behind_what_was_noted_before() -> None:
+    pipe = Pipe()
+    notes = Notes(pipe)
+    order: list[str] = []
+
+    def note(name: str, *more: str) -> None:
+        def take(reply: Any) -> None:
+            order.append(name)
+            for other in more:
+                note(other)
+
+        notes.run(NOTE, (("key",), ()), take)
+
+    note("first", "behind it")
+    for number in range(MOST):
+        note(str(number))
+    while pipe.asked:
+        pipe.answer(1)
+    assert order == ["first", *map(str, range(MOST)), "behind it"]
+
+
 def test_where_redis_goes_away_every_note_that_waits_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, count = Pipe(), 20_000
     replies = note_all(Notes(pipe), count)
