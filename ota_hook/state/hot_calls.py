@@ -1,4 +1,4 @@
-"""What adapters on pipes do alike: run scripts, notes in their turn, read answers, let late reports go first, tell runs.
+"""What adapters on pipes do alike: run scripts, note in turn, read answers, let late reports go first, tell runs.
 
 Must not know what a script is for.
 """
