@@ -181,7 +181,7 @@ def _announce(settings: Settings, running: Running) -> None:
     if running.runs_pushes:
         lines.append("  worker  runs tasks")
     if running.mqtt_url is not None:
-        lines.append(f"  broker  {running.mqtt_url}   (a stand-in for development, not EMQX)")
+        lines.append(f"  broker  {running.mqtt_url}   (a stand-in for development, not EMQX: MQTT 3.1.1 alone)")
     if running.token_was_made:
         lines.append(
             f"  token   {running.token}   (made now and shown once; kept in {settings.data_dir / 'admin-token'})"
@@ -203,7 +203,9 @@ def serve(
     topics: TopicsOption = None,
     identity: IdentityOption = None,
     log_level: LogLevelOption = None,
-    standin: Annotated[bool, typer.Option("--standin", help="Bring a stand-in MQTT broker, for development.")] = False,
+    standin: Annotated[
+        bool, typer.Option("--standin", help="Bring a stand-in broker (MQTT 3.1.1), for development.")
+    ] = False,
     standin_listen: Annotated[str, typer.Option(help="HOST:PORT of the stand-in.")] = "127.0.0.1:1883",
     standin_package: Annotated[
         Literal["v2", "v3"], typer.Option(help="What the stand-in speaks: v2 (EMQX 5.0 - 5.8) or v3 (5.9 and later).")

@@ -252,7 +252,8 @@ class Settings(BaseModel):
     def _check_topics(self) -> Self:
         known = [*BUILT_IN_DIALECTS, *self.dialects]
         if self.topics not in known:
-            raise ValueError(f"OTA_HOOK_TOPICS: {self.topics!r} is none of the dialects {', '.join(known)}")
+            theirs = "" if self.dialects else "; one of your own stands in the file that --config names"
+            raise ValueError(f"OTA_HOOK_TOPICS: {self.topics!r} is none of the dialects {', '.join(known)}{theirs}")
         for name, templates in self.dialects.items():
             try:
                 parse_dialect(name, templates)

@@ -80,7 +80,7 @@ class Checks:
                 return self._chunks.take(message, address.device, Event(name, document))
         events = tuple(map(read_event, read_list(document)))
         said: list[tuple[str, Said]] = []
-        checks = [event.name for event in events if self._is_check(address.device, event, said)]
+        checks = [event.name for event in events if self._is_check(message, address.device, event, said)]
         self._track(said)
         if not checks or self._is_late(address.device):
             self._results["late_report"] += len(checks)
@@ -93,15 +93,19 @@ class Checks:
         """Answer what is under way."""
         await self._chunks.close()
 
-    def _is_check(self, identifier: str, event: Event, said: list[tuple[str, Said]]) -> bool:
+    def _is_check(self, message: Message, identifier: str, event: Event, said: list[tuple[str, Said]]) -> bool:
         """Progress is added to `said`: a later event may spoil the message."""
         if event.name in self._snapshots.current.events:
             return True
         if event.name == PROGRESS_EVENT:
             said.append((identifier, read_progress(event.document)))
         else:
-            self._results["no_rule"] += 1
+            self._stay_silent("no_rule", message, identifier)
         return False
+
+    def _stay_silent(self, reason: str, message: Message, identifier: str, *, count: int = 1) -> None:
+        self._results[reason] += count
+        self._context.note_unused(reason, message, identifier=identifier)
 
     def _track(self, said: Sequence[tuple[str, Said]]) -> None:
         for identifier, one in said:
@@ -119,7 +123,7 @@ class Checks:
                 for event in checks:
                     for decision in decide_check(device, event, snapshot, topic_type=address.device_type):
                         if isinstance(decision, StaySilent):
-                            self._results[decision.reason] += 1
+                            self._stay_silent(decision.reason, message, address.device)
                         else:
                             speaking_type = decision.device_type.key
                             answer = self._answer(message, decision, speaking_type, answer, address.device)
@@ -171,7 +175,7 @@ class Checks:
             return self._chunks.take(message, named[0][0], events[0].event)
         checks, said = [], list[tuple[str, Said]]()
         for identifier, (child, event) in named:
-            if not self._is_check(identifier, event, said):
+            if not self._is_check(message, identifier, event, said):
                 continue
             if self._is_late(identifier):
                 self._results["late_report"] += 1
@@ -195,9 +199,9 @@ class Checks:
         if isinstance(loaded, DependencyError):
             self._context.note_failure(loaded)
         elif loaded.gateway is None:
-            self._results["unknown_gateway"] += len(checks)
+            self._stay_silent("unknown_gateway", message, message.address.device, count=len(checks))
         elif message.address.device_type not in (None, loaded.gateway.device_type):
-            self._results["type_differs"] += len(checks)
+            self._stay_silent("type_differs", message, message.address.device, count=len(checks))
         else:
             self._answer_children(_ChildrenAsked(message, events, checks, loaded.gateway, loaded.children), 0, IGNORE)
             return
@@ -225,7 +229,7 @@ class Checks:
         identifier, child, event = check
         for decision in decide_check(device, event, self._snapshots.current):
             if isinstance(decision, StaySilent):
-                self._results[decision.reason] += 1
+                self._stay_silent(decision.reason, message, identifier)
             else:
                 speaking_type = gateway.device_type
                 answer = self._answer(message, decision, speaking_type, answer, identifier, child=child)

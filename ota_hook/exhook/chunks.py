@@ -59,6 +59,7 @@ class Chunks:
             return
         if word:
             self._context.metrics.chunks[word] += 1
+            self._context.note_unused(word, message)
         self._context.finish(message, IGNORE)
 
     def _loaded(
@@ -76,6 +77,7 @@ class Chunks:
                 decision = decide_chunk(device, request, self._context.snapshots.current, topic_type=topic_type)
                 if isinstance(decision, StaySilent):
                     self._context.metrics.chunks[decision.reason] += 1
+                    self._context.note_unused(decision.reason, message, identifier=device.identifier if device else "")
                 elif len(self._tasks) >= UNDER_WAY_MAX:
                     self._context.metrics.chunks["busy"] += 1
                 elif device is not None:

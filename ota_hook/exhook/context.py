@@ -22,6 +22,8 @@ from ota_hook.ports.device_messages import ChildStates, DeviceStates, OpenOffers
 from ota_hook.ports.packages import PackageBlocks
 
 _SAMPLE_S: Final = 1.0
+_DEVICE_MAX_CHARS: Final = 512
+_TOPIC_MAX_CHARS: Final = 256
 
 Respond = Callable[[Any, bytes], None]
 """Takes a call, as the listener named it, and its answer."""
@@ -91,6 +93,16 @@ class HookContext:
         """Answer what waited for Redis."""
         self.metrics.observe_answer(time.perf_counter() - message.since_s)
         message.respond(message.call, answer)
+
+    def note_unused(self, reason: str, message: Message, *, identifier: str = "") -> None:
+        """Say whose message came to nothing, once a second for each reason. The caller counts it.
+
+        `identifier` is the child that it was about. An event that is no check is not ours: of it only `debug` tells.
+        """
+        if self.sampler.take(reason):
+            say = self.log.debug if reason == "no_rule" else self.log.warning
+            device, topic = identifier or message.address.device, message.publish.topic
+            say("bad_message", reason=reason, device=device[:_DEVICE_MAX_CHARS], topic=topic[:_TOPIC_MAX_CHARS])
 
     def note_fault(self) -> None:
         """A fault of ours must not hold a device or fail the broker's call; it is loud in the log and the metric."""

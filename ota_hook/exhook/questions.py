@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from ota_hook.child_messages import ChildQuestion, child_attributes_response, child_of, parse_child_questions
-from ota_hook.dialect import Address, Channel
+from ota_hook.dialect import Channel
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.commands import Commands, rewrite
@@ -49,7 +49,7 @@ class Questions:
         try:
             if isinstance(device, DependencyError):
                 self._context.note_failure(device)
-            elif self._may_ask(message.address, device) and device is not None:
+            elif self._may_ask(message, device) and device is not None:
                 payload = attributes_response(_versions(device, keys), at_ms=self._context.clock_ms())
                 answer = self._answer(message, device, [payload])
         except BadMessage as exc:
@@ -65,7 +65,7 @@ class Questions:
         try:
             if isinstance(loaded, DependencyError):
                 self._context.note_failure(loaded)
-            elif self._may_ask(message.address, loaded.gateway) and loaded.gateway is not None:
+            elif self._may_ask(message, loaded.gateway) and loaded.gateway is not None:
                 at_ms = self._context.clock_ms()
                 payloads = [
                     child_attributes_response(question.child, _versions(child, question.keys), at_ms=at_ms)
@@ -73,6 +73,8 @@ class Questions:
                     if child is not None
                 ]
                 self._context.metrics.questions["unknown_device"] += len(questions) - len(payloads)
+                if len(payloads) < len(questions):
+                    self._context.note_unused("unknown_child", message)
                 answer = self._answer(message, loaded.gateway, payloads)
         except BadMessage as exc:
             self._context.metrics.bad_messages[exc.reason] += 1
@@ -80,14 +82,15 @@ class Questions:
             self._context.note_fault()
         self._context.finish(message, answer)
 
-    def _may_ask(self, address: Address, device: DeviceState | None) -> bool:
+    def _may_ask(self, message: Message, device: DeviceState | None) -> bool:
         word = None
         if device is None:
             word = "unknown_device"
-        elif address.device_type not in (None, device.device_type):
+        elif message.address.device_type not in (None, device.device_type):
             word = "type_differs"
         if word is not None:
             self._context.metrics.questions[word] += 1
+            self._context.note_unused(word, message)
         return word is None
 
     def _answer(self, message: Message, speaking: DeviceState, payloads: Sequence[bytes]) -> bytes:

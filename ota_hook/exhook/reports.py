@@ -54,7 +54,7 @@ class Reports:
         snapshot = self._context.snapshots.current
         parsed = parse_attributes(publish.payload, snapshot.kept_attributes)
         if parsed.bad_values:
-            self._context.metrics.bad_messages["bad_version"] += parsed.bad_values
+            self._note_bad("bad_version", parsed.bad_values, message)
         if not parsed.versions:
             self._context.metrics.reports["no_version"] += 1
             self._responses.respond_when_loaded(address)
@@ -73,6 +73,12 @@ class Reports:
         self._context.devices.store_report(report, snapshot.kept_by_type, partial(self._stored, message, report))
         return True
 
+    def _note_bad(self, reason: str, count: int, message: Message) -> None:
+        """Some of the message can't be used; the rest of it counts."""
+        self._context.metrics.bad_messages[reason] += count
+        if count:
+            self._context.note_unused(reason, message)
+
     def _sent_at_ms(self, publish: Publish) -> int:
         now_ms, sent_ms = self._context.clock_ms(), publish.timestamp_ms
         return sent_ms if 0 < sent_ms <= now_ms + _FUTURE_MS else now_ms
@@ -85,6 +91,8 @@ class Reports:
                 self._late.add(report)
             else:
                 self._settle(report, device)
+                if device is None:
+                    self._context.note_unused("unknown_device", message)
                 self._responses.respond(message.address, device)
         except Exception:  # noqa: BLE001 - logged there
             self._context.note_fault()
@@ -137,8 +145,8 @@ class Reports:
                 continue
             versions[identifier] = reported
             forms[identifier] = form_of(address.family, ChildName(path, as_list=path in parsed.listed))
-        metrics.bad_messages["bad_version"] += parsed.bad_values
-        metrics.bad_messages["bad_child"] += bad_children
+        self._note_bad("bad_version", parsed.bad_values, message)
+        self._note_bad("bad_child", bad_children, message)
         if not versions:
             metrics.reports["no_version"] += 1
             self._responses.respond_when_loaded(address)
@@ -177,9 +185,12 @@ class Reports:
                 self._keep_children(report)
             elif stored.gateway is None:
                 metrics.reports["unknown_gateway"] += len(report.versions)
+                self._context.note_unused("unknown_gateway", message)
             else:
                 metrics.reports["kept"] += stored.stored
                 metrics.reports["unknown_device"] += stored.unknown
+                if stored.unknown:
+                    self._context.note_unused("unknown_child", message)
                 for device in stored.offered:
                     self._note_proof(device, report.versions[device.identifier])
                 self._responses.respond(message.address, stored.gateway)

@@ -33,6 +33,7 @@ from ota_hook.ports.device_messages import ChildCame, ChildComing
 from ota_hook.progress import UNDELIVERED, Said, read_command, read_reply
 
 _DIRECT: Final = Family.DIRECT
+_HEARD: Final = frozenset({ChildCame.REGISTERED, ChildCame.KNOWN})
 
 
 class Tracking:
@@ -124,8 +125,10 @@ class Tracking:
             device_type = types.get(product) if product is not None else None
             if identifier is None:
                 counts["bad_device"] += 1
+                self._context.note_unused("bad_device", message)
             elif product is not None and device_type is None:
                 counts["unknown_type"] += 1
+                self._context.note_unused("unknown_type", message, identifier=identifier)
             else:
                 registers = device_type is not None and device_type.children_register
                 form = form_of(address.family, child)
@@ -136,17 +139,22 @@ class Tracking:
             *(address.device, coming),
             topic_type=address.device_type,
             at_ms=self._context.clock_ms(),
-            done=partial(self._children_came, message, len(coming)),
+            done=partial(self._children_came, message, coming),
         )
         return True
 
-    def _children_came(self, message: Message, count: int, came: Sequence[ChildCame] | DependencyError) -> None:
+    def _children_came(
+        self, message: Message, coming: Sequence[ChildComing], came: Sequence[ChildCame] | DependencyError
+    ) -> None:
         if isinstance(came, DependencyError):
             self._context.note_failure(came)
-            self._context.metrics.children["lost"] += count
+            self._context.metrics.children["lost"] += len(coming)
         else:
-            for one in came:
+            for child, one in zip(coming, came, strict=True):
                 self._context.metrics.children[one.value] += 1
+                if one not in _HEARD:
+                    whose = "" if one is ChildCame.UNKNOWN_GATEWAY else child.identifier
+                    self._context.note_unused(one.value, message, identifier=whose)
         self._context.finish(message, IGNORE)
 
 

@@ -75,7 +75,8 @@ class StandinBroker:
             ) from exc
         self._broker = broker
         self._port = broker.port
-        _log.warning("standin_broker_started", url=self.mqtt_url, note="a stand-in for development, not EMQX")
+        note = "a stand-in for development, not EMQX: MQTT 3.1.1 alone"
+        _log.warning("standin_broker_started", url=self.mqtt_url, note=note)
 
     async def stop(self) -> None:
         """Close every connection and say goodbye to the provider. May be called twice."""

@@ -104,6 +104,14 @@ def test_the_limits_of_the_page_are_those_of_the_code(limit: str) -> None:
     assert limit in DEVICES
 
 
+def test_the_reasons_that_the_page_explains_are_those_of_the_code() -> None:
+    table = DEVICES.partition("| you see | it is |")[2].partition("## ")[0]
+    reasons = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) | set(re.findall(r"`(\w+_\w+)`", table))
+    source = "".join(path.read_text("utf-8") for path in (DOCS.parent / "ota_hook").rglob("*.py"))
+    assert reasons
+    assert not {reason for reason in reasons if f'"{reason}"' not in source}
+
+
 def test_the_header_of_a_piece_is_as_the_table_says() -> None:
     rows = re.findall(r"^\| (\d+) –(?: (\d+))? \| (.*) \|$", DEVICES, re.MULTILINE)
     piece = chunk_answer(b"abc", command_id=98310, offset=512)

@@ -327,6 +327,44 @@ async def test_a_time_far_ahead_of_our_clock_counts_as_now(sent_ms: int, stored_
     assert hook.devices.devices["d1"].versions["version"].reported_at_ms == stored_ms
 
 
+REPORT, CHECK = '{"version":"1.0"}', '{"method":"otaCheck"}'
+
+
+@pytest.mark.parametrize(
+    ("device", "topic", "payload", "reason", "level"),
+    [
+        ("nobody", "attributes/nobody", REPORT, "unknown_device", "warning"),
+        ("nobody", "event_report/nobody", CHECK, "unknown_device", "warning"),
+        ("nobody", "attributes_get/nobody", '{"keys":[]}', "unknown_device", "warning"),
+        ("d1", "attributes/d1", '{"version":true}', "bad_version", "warning"),
+        ("d1", "attributes/d1", '{"version":true,"mcu_version":"1"}', "bad_version", "warning"),
+        ("d1", "event_report/d1", '{"method":"otacheck"}', "no_rule", "debug"),
+        (
+            *("d1", "event_report/d1", '{"method":"otaChunk","params":{"version":"9","offset":0,"length":9}}'),
+            *("not_offered", "warning"),
+        ),
+    ],
+)
+async def test_what_comes_to_nothing_is_told_with_device_and_topic_once_a_second(
+    device: str, topic: str, payload: str, reason: str, level: str
+) -> None:
+    hook = make_hook(make_snapshot())
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            await hook.publish(topic, payload, username=device)
+    told = {"event": "bad_message", "reason": reason, "device": device, "topic": topic, "log_level": level}
+    assert logs == [told]
+
+
+async def test_what_is_answered_is_not_told_of() -> None:
+    hook = make_hook(make_snapshot(make_firmware("F", "2.0")))
+    with structlog.testing.capture_logs() as logs:
+        await hook.publish("attributes/d1", REPORT)
+        await hook.check()
+        await hook.publish("attributes_get/d1", '{"keys":[]}')
+    assert logs == []
+
+
 async def test_a_fault_of_ours_is_answered_with_ignore_and_counted() -> None:
     hook = make_hook(make_snapshot())
     hook.devices.devices = None  # type: ignore[assignment]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import structlog
 
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.exhook_pb2 import ClientInfo, Message, MessageAckedRequest, MessageDroppedRequest
@@ -404,6 +405,31 @@ async def test_a_refused_message_is_told_so_where_the_type_has_responses(topic: 
     ((_, response, _),) = await published(hook)
     assert (response["error_code"], response["ts"]) == (-1, 1_000)
     assert response["error_msg"]
+
+
+@pytest.mark.parametrize(
+    ("gateway", "topic", "payload", "reason", "device"),
+    [
+        ("d1", "attributes", {"B": {"version": "1.0"}}, "unknown_child", "d1"),
+        ("d1", "attributes", {"A": {"version": True}}, "bad_version", "d1"),
+        ("d1", "attributes", {"A": 5}, "bad_child", "d1"),
+        ("d1", "event_report", {"device": "B", "event": CHECK}, "unknown_device", "d1/B"),
+        ("d1", "attributes_get", {"device": "B", "get": {"keys": []}}, "unknown_child", "d1"),
+        ("d1", "connect", {"device": "B", "product": "metre"}, "unknown_type", "d1/B"),
+        ("d1", "connect", {"device": "B"}, "unknown_device", "d1/B"),
+        ("gw", "attributes", {"A": {"version": "1.0"}}, "unknown_gateway", "gw"),
+        ("gw", "event_report", {"device": "A", "event": CHECK}, "unknown_gateway", "gw"),
+        ("gw", "connect", {"device": "A", "product": "meter"}, "unknown_gateway", "gw"),
+    ],
+)
+async def test_what_comes_to_nothing_of_a_child_is_told_with_topic_and_name(
+    gateway: str, topic: str, payload: object, reason: str, device: str
+) -> None:
+    hook = make_gateway()
+    with structlog.testing.capture_logs() as logs:
+        await hook.publish(f"gateway_{topic}/{gateway}", json.dumps(payload), username=gateway)
+    named = {"reason": reason, "device": device, "topic": f"gateway_{topic}/{gateway}"}
+    assert logs == [{"event": "bad_message", "log_level": "warning", **named}]
 
 
 async def test_nobody_is_responded_to_whose_type_has_no_responses_or_who_is_unknown() -> None:

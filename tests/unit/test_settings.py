@@ -106,7 +106,7 @@ def test_commands_can_be_published_through_the_api_alone() -> None:
         ({"OTA_HOOK_HOOK_LISTEN": "127.0.0.1:70000"}, "give HOST:PORT"),
         ({"OTA_HOOK_PUBLIC_URL": "ftp://x"}, "http:// or https://"),
         ({"OTA_HOOK_PUBLIC_URL_HTTPS": "http://x"}, "OTA_HOOK_PUBLIC_URL_HTTPS: give an https:// address"),
-        ({"OTA_HOOK_TOPICS": "eztclod"}, "none of the dialects eztcloud, typed"),
+        ({"OTA_HOOK_TOPICS": "eztclod"}, "eztcloud, typed; one of your own stands in the file that --config names"),
         ({"OTA_HOOK_IDENTITY": "ip"}, "OTA_HOOK_IDENTITY"),
         ({"OTA_HOOK_ADMIN_TLS_LISTEN": "127.0.0.1:8443"}, "OTA_HOOK_ADMIN_TLS_CERT"),
         ({"OTA_HOOK_REPLY": "publish"}, "OTA_HOOK_MQTT_URL"),
