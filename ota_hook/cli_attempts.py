@@ -9,7 +9,7 @@ import typer
 from ota_hook.cli_options import ULID_CHARS, LimitOption
 from ota_hook.cli_session import Session, catalogue_command
 from ota_hook.errors import InputError
-from ota_hook.terminal import Column, local_time
+from ota_hook.terminal import Column, local_time, yes_no
 
 attempts = typer.Typer(help="Attempts: what devices tried in vain, and their reset.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ _COLUMNS: Final = (
     Column("firmware", ULID_CHARS),
     Column("attempts", right=True),
     Column("last"),
-    Column("offered"),
+    Column("exhausted"),
 )
 
 
@@ -62,7 +62,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["firmware_id"],
         str(entry["attempts"]),
         local_time(last_at) if last_at else "–",
-        "no more" if entry["exhausted"] else "yes",
+        yes_no(entry["exhausted"]),
     )
 
 

@@ -23,7 +23,10 @@ _DONE: Final = frozenset(outcome.value for outcome in Outcome if outcome.is_fina
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)]
 WatchOption = Annotated[
-    bool, typer.Option("--watch", "-w", help="Stay until it is over; status 0 if every device succeeded, else 1.")
+    bool,
+    typer.Option(
+        "--watch", "-w", help="Stay until it is over, or stops itself; status 0 if every device succeeded, else 1."
+    ),
 ]
 
 _RUN_COLUMNS: Final = (
@@ -68,7 +71,9 @@ def run_task(
 @task.command("watch")
 @catalogue_command
 def watch_run(session: Session, *, run_id: RunArgument) -> None:
-    """Follow a run until it is over; the status is 0 if every device succeeded, else 1. Ctrl-C leaves it running.
+    """Follow a run until it is over, or stops itself; the status is 0 if every device succeeded, else 1.
+
+    Ctrl-C leaves it running.
 
     \b
     Example: ota-hook task watch 01JZ0000000000000000000000
@@ -80,13 +85,16 @@ def _watch(session: Session, run: Document) -> None:
     events = session.api.follow(session.path("runs", run["id"], "events"))
     try:
         with session.terminal.tally(run["task_name"]) as show:
-            while not _is_over(run):
+            while not (_is_over(run) or run["state"] == RunState.STOPPED):
                 run = next(events)
                 show(_done(run), run["total"], _progress_text(run))
     except KeyboardInterrupt:
         session.terminal.note(f"The run goes on; `ota-hook task cancel {run['id']}` ends it.")
         raise
     session.answer(run, _run_text(run))
+    if run["state"] == RunState.STOPPED:
+        verbs = (f"`ota-hook task {verb} {run['id']}`" for verb in ("resume", "cancel"))
+        session.terminal.note("{} goes on with it, {} ends it.".format(*verbs))
     if run["state"] != RunState.COMPLETED or run["counters"].get(Outcome.SUCCEEDED, 0) != run["total"]:
         session.fail()
 
@@ -102,16 +110,22 @@ def _done(run: Document) -> int:
 
 def _progress_text(run: Document) -> str:
     state = "" if run["state"] == RunState.RUNNING else run["state"]
-    return ", ".join(filter(None, (state, _outcomes_text(run["counters"]))))
+    return ", ".join(filter(None, (state, _outcomes_text(run))))
 
 
-def _outcomes_text(counters: dict[str, int]) -> str:
-    return ", ".join(f"{counters[outcome]:,} {outcome}" for outcome in _OUTCOMES if counters.get(outcome)) or "–"
+def _outcomes_text(run: Document) -> str:
+    """`60 offered (20 away), 40 succeeded`."""
+    counters, away = run["counters"], run.get("away", 0)  # an older service does not say it
+    notes = {Outcome.OFFERED.value: f" ({away:,} away)"} if away else {}
+    told = (f"{counters[one]:,} {one}{notes.get(one, '')}" for one in _OUTCOMES if counters.get(one))
+    return ", ".join(told) or "–"
 
 
 def _run_text(run: Document) -> str:
     reason = f": {run['reason']}" if run["reason"] else ""
-    devices = f"{count_text(run['total'], 'device')}: {_outcomes_text(run['counters'])}" if run["total"] else ""
+    if run["state"] == RunState.CANCELLED and (left := run["total"] - _done(run)):
+        return f"The run {run['id']} is cancelled; {count_text(left, 'device')} without an outcome will be in a moment."
+    devices = f"{count_text(run['total'], 'device')}: {_outcomes_text(run)}" if run["total"] else ""
     return f"The run {run['id']} is {run['state']}{reason.rstrip('.')}. {devices or 'No device had anything newer'}."
 
 
@@ -146,7 +160,7 @@ def _run_row(run: Document) -> tuple[str, ...]:
         run["task_name"],
         run["state"],
         f"{run['total']:,}",
-        _outcomes_text(run["counters"]),
+        _outcomes_text(run),
         local_time(run["started_at"]),
         local_time(run["finished_at"]),
     )

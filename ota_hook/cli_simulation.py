@@ -25,6 +25,7 @@ from rich.console import Console
 from ota_hook.cli_session import Session, open_session
 from ota_hook.errors import ConfigurationError, ConflictError, InputError
 from ota_hook.settings import Listen, Settings, load_settings
+from ota_hook.terminal import count_text
 
 if TYPE_CHECKING:  # as the roles' imports
     from ota_hook.standin.fleet import FleetOptions
@@ -243,7 +244,8 @@ async def _run_fleet(options: FleetOptions, *, as_json: bool) -> int:
         sys.stdout.write(orjson.dumps(asdict(report)).decode() + "\n")
     else:
         console.print(
-            f"{report.devices} devices ({report.gateways} gateways, {report.children} children):"
+            f"{count_text(report.devices, 'device')}"
+            f" ({count_text(report.gateways, 'gateway')}, {report.children:,} children):"
             f" {report.upgraded} upgraded, {report.failed} failed, {report.offers} offers,"
             f" {report.downloads} downloads, {report.seconds:.1f} s",
             soft_wrap=True,

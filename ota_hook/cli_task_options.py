@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -19,6 +21,28 @@ _WEEK: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SPAN: Final = re.compile(r"([0-9]{1,9})\s*(s|m|h|d)?")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _CLOCKS: Final = re.compile(r"([0-9:]+)-([0-9:]+)")
+_FIELD: Final = re.compile(r"`([a-z_.]+)`|\b([a-z]+(?:[_.][a-z]+)+)(?=:)")
+"""A field that a fault is about: in back quotes, or before a colon."""
+_OPTIONS: Final = {
+    "version_attribute": "--attribute",
+    "module": "--module",
+    "at": "--at",
+    "days": "--days",
+    "times": "--times",
+    "cron": "--cron",
+    "zone": "--zone",
+    "every_seconds": "--every",
+    "rate_per_minute": "--rate",
+    "ramp_from_per_minute": "--ramp-from",
+    "max_concurrent": "--max-concurrent",
+    "jitter_seconds": "--jitter",
+    "timeout_seconds": "--timeout",
+    "expires_seconds": "--expires",
+    "retries": "--retries",
+    "backoff_seconds": "--backoff",
+    "stop_percent": "--stop-percent",
+    "stop_after": "--stop-after",
+}
 _WINDOW_MEND: Final = "Give it as 'mon-fri 02:00-05:00 Asia/Shanghai'; without days it opens daily."
 
 TypeTarget = Annotated[
@@ -156,6 +180,26 @@ StopAfterOption = Annotated[
 ]
 
 
+@contextmanager
+def faults_by_option() -> Iterator[None]:
+    """What the API finds wrong is said of the options that were typed, not of its fields."""
+    try:
+        yield
+    except InputError as exc:
+        raise InputError(_by_option(exc.detail), mend=_by_option(exc.mend), field=exc.field) from exc
+
+
+def _by_option(text: str) -> str:
+    def option_of(match: re.Match[str]) -> str:
+        quoted, path = match[1], match[1] or match[2]
+        option = _OPTIONS.get(path.removeprefix("schedule."))
+        if option is None:
+            return match[0]
+        return f"{option}, in seconds," if quoted and path.endswith("_seconds") else option
+
+    return _FIELD.sub(option_of, text)
+
+
 def read_seconds(text: str, option: str) -> int:
     """`90`, `90s`, `15m`, `6h` or `7d`. InputError names the option."""
     span = _SPAN.fullmatch(text.strip().lower())
@@ -177,6 +221,13 @@ def read_days(text: str) -> list[str]:
         begin, end = _WEEK.index(first), _WEEK.index(last)
         days += [_WEEK[day % 7] for day in range(begin, end + 1 if begin <= end else end + 8)]
     return list(dict.fromkeys(days))
+
+
+def days_text(days: Sequence[str]) -> str:
+    """`mon-fri`, `sat,sun`, and nothing for every day: as it may be typed."""
+    if len(days) == len(_WEEK):
+        return ""
+    return "mon-fri" if tuple(days) == _WEEK[:5] else ",".join(days)
 
 
 def read_window(text: str) -> dict[str, Any]:

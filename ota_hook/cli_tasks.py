@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ota_hook.cli_options import ULID_CHARS, LimitOption, TypeFilter
-from ota_hook.cli_session import Session, catalogue_command
+from ota_hook.cli_session import Session, catalogue_command, require_type
 from ota_hook.cli_task_options import (
     AtOption,
     AttributeOption,
@@ -32,6 +32,8 @@ from ota_hook.cli_task_options import (
     TypeTarget,
     WindowOption,
     ZoneOption,
+    days_text,
+    faults_by_option,
     read_schedule,
     read_settings,
     read_target,
@@ -66,6 +68,7 @@ def list_tasks(session: Session, *, device_type: TypeFilter = None, limit: Limit
     \b
     Example: ota-hook task list --type tracker
     """
+    require_type(session, device_type)
     session.show_list(session.api.each(session.path("tasks"), device_type=device_type), _COLUMNS, _row, limit=limit)
 
 
@@ -75,10 +78,15 @@ def _row(entry: Document) -> tuple[str, ...]:
         entry["name"],
         _target_text(entry["target"]),
         entry["schedule_text"],
-        local_time(entry["next_due"]),
+        _next_text(entry),
         yes_no(entry["enabled"]),
         entry["open_run"] or "–",
     )
+
+
+def _next_text(entry: Document) -> str:
+    """When it runs next, as the clocks of its schedule show it: so it can be compared with what was asked for."""
+    return local_time(entry["next_due"], zone=entry["schedule"].get("zone"))
 
 
 def _target_text(target: Document) -> str:
@@ -135,7 +143,7 @@ def _pace_text(entry: Document) -> str:
 def _window_text(window: Document | None) -> str:
     if window is None:
         return "always"
-    return f"{','.join(window['days'])} {window['start']}-{window['end']} {window['zone']}"
+    return f"{days_text(window['days'])} {window['start']}-{window['end']} {window['zone']}".strip()
 
 
 def _span_text(seconds: int) -> str:
@@ -204,7 +212,8 @@ def add_task(
         retries=retries, backoff=backoff, stop_percent=stop_percent, stop_after=stop_after,
     )  # fmt: skip
     body = {"name": name, "target": target, "enabled": not disabled, **fields}
-    document, _ = session.api.post(session.path("tasks"), body)
+    with faults_by_option():
+        document, _ = session.api.post(session.path("tasks"), body)
     _tell_notice(session, document)
     session.answer(document, f"The task {document['id']} is added; it runs {_when(document)}.")
 
@@ -262,7 +271,8 @@ def edit_task(
     changes |= {field: value for field, value in (("name", name), ("target", target)) if value is not None}
     if not changes:
         raise InputError("Nothing to change was given.", mend="`ota-hook task edit --help` has the options.")
-    document = session.api.patch(session.path("tasks", task_id), changes)
+    with faults_by_option():
+        document = session.api.patch(session.path("tasks", task_id), changes)
     _tell_notice(session, document)
     session.answer(document, f"The task {task_id} ({document['name']}) is as you say; it runs {_when(document)}.")
 
@@ -275,7 +285,7 @@ def _tell_notice(session: Session, document: Document) -> None:
 def _when(document: Document) -> str:
     if not document["enabled"]:
         return "when somebody asks: it is disabled"
-    next_due = f", next on {local_time(document['next_due'])}" if document["next_due"] else ""
+    next_due = f", next on {_next_text(document)}" if document["next_due"] else ""
     return f"{document['schedule_text']}{next_due}"
 
 

@@ -112,7 +112,8 @@ class RunHead:
 class Run:
     """A run as it stands. `counters`: how many of its devices are at which outcome; they add up to `total`.
 
-    `retried`: how often a device that failed was planned again.
+    `retried`: how often a device that failed was planned again. `away`: how many have a command that could not be
+    delivered, which goes again when they are back.
     """
 
     head: RunHead
@@ -123,6 +124,7 @@ class Run:
     finished_at_ms: int | None = None
     total: int = 0
     retried: int = 0
+    away: int = 0
     counters: Mapping[Outcome, int] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, BinaryIO, Final, NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 from rich.cells import cell_len
@@ -41,11 +42,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\u3000" else ascii(c)[1:-1] for c in text)
 
 
-def local_time(rfc3339: str | None) -> str:
-    """`2026-01-31 16:00:00 CST`: the time in the local zone, which is named."""
+def local_time(rfc3339: str | None, *, zone: str | None = None) -> str:
+    """`2026-01-31 16:00:00 CST`: the time in the zone, else in the local one, which is named.
+
+    A zone that this machine does not know is taken for the local one.
+    """
     if rfc3339 is None:
         return "–"
-    return datetime.fromisoformat(rfc3339).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    try:
+        place = None if zone is None else ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError):
+        place = None
+    return datetime.fromisoformat(rfc3339).astimezone(place).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def size_text(size_bytes: int) -> str:

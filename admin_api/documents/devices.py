@@ -90,7 +90,7 @@ class DeviceOut(BaseModel):
 
 
 class OfferOut(BaseModel):
-    """An offer to a device: `outcome` is `offered` while it is open; `code` says more of a failure."""
+    """An offer to a device: `outcome` says how far it is while it is open; `code` says more of a failure."""
 
     firmware_id: str
     module: str
@@ -113,7 +113,7 @@ class OfferOut(BaseModel):
             version_attribute=offer.version_attribute,
             command_ids=list(offer.command_ids),
             offered_at=rfc3339(offer.offered_at_ms),
-            outcome=settled.outcome.value if settled else "offered",
+            outcome=(settled or offer).outcome.value,
             code=(settled.code or None) if settled else None,
             settled_at=rfc3339(settled.settled_at_ms) if settled else None,
         )

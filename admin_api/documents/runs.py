@@ -20,8 +20,9 @@ class RunFields(Document):
 
 class RunOut(BaseModel):
     """A run. `counters` says how many devices are at each outcome; they add up to `total`, which grows until it is
-    `planned`. `retried`: how often a device that failed was planned again. `due`: the due time that it was made for,
-    null where somebody asked.
+    `planned`. `retried`: how often a device that failed was planned again. `away`: how many of the offered are devices
+    that could not be reached, and are sent it again when they are back. `due`: the due time that it was made for, null
+    where somebody asked.
     """
 
     id: str
@@ -32,6 +33,7 @@ class RunOut(BaseModel):
     planned: bool
     total: int
     retried: int
+    away: int
     counters: dict[str, int]
     due: str | None
     created_at: str | None
@@ -54,6 +56,7 @@ def _run_fields(run: Run) -> dict[str, Any]:
         "planned": run.is_planned,
         "total": run.total,
         "retried": run.retried,
+        "away": run.away,
         "counters": {outcome.value: count for outcome, count in run.counters.items()},
         "due": rfc3339_or_none(head.due_at_ms),
         "created_at": rfc3339(head.created_at_ms),

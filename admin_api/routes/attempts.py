@@ -44,6 +44,8 @@ class ResetQuery(BaseModel):
 async def list_attempts(context: Context, query: Annotated[AttemptsQuery, Query()]) -> Response:
     if query.device is not None:
         await _require_device(context, query.device)
+        if query.firmware is not None:
+            _require_firmware(context, query.firmware)
         items = [
             AttemptsOut.of(query.device, one)
             for one in await context.attempts.load_attempts(query.device)
@@ -67,6 +69,8 @@ async def list_attempts(context: Context, query: Annotated[AttemptsQuery, Query(
 async def reset_attempts(context: Context, query: Annotated[ResetQuery, Query()]) -> Response:
     if query.device is not None:
         await _require_device(context, query.device)
+        if query.firmware is not None:
+            _require_firmware(context, query.firmware)
         await context.attempts.reset_attempts(query.device, query.firmware)
     else:
         _require_firmware(context, query.firmware)

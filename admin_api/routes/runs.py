@@ -58,7 +58,10 @@ class DeadWorkQuery(BaseModel):
 async def _load(context: AdminContext, run_id: str) -> Run:
     run = await context.runs.load_run(run_id)
     if run is None:
-        raise NotFound(f"There is no run {run_id[:64]!r}, or it is not kept any more.")
+        raise NotFound(
+            f"There is no run {run_id[:64]!r}, or it is not kept any more.",
+            mend="A run's id is not its task's: `ota-hook task runs` lists both.",
+        )
     return run
 
 

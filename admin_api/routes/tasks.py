@@ -92,6 +92,9 @@ async def _write(context: AdminContext, proposed: Task, old: StoredTask | None) 
         proposed, expected=b"" if old is None else old.stored, due_at_ms=due_ms, keeps_due=keeps_due
     )
     notices = [_WIDENED] if widened else []
+    if proposed.devices and (old is None or old.task.devices != proposed.devices):
+        unknown = await context.devices.count_unknown(proposed.devices)
+        notices += [f"Not registered: {unknown:,} of the {len(proposed.devices):,} listed."] if unknown else []
     if is_past and not keeps_due:
         notices.append(_PAST)
     return await _answer(context, proposed, created=old is None, notice=" ".join(notices) or None)
@@ -342,5 +345,5 @@ async def _require_in_target(context: AdminContext, task: Task, chosen: tuple[st
         target = {identifier for identifier, device_type in types.items() if device_type == task.device_type}
     outside = [identifier for identifier in chosen if identifier not in target]
     if outside:
-        named = ", ".join(outside[:_NAMED]) + (", …" if len(outside) > _NAMED else "")
-        raise InputError(f"The task's target does not have {named}.", field="devices")
+        named = ", ".join(map(repr, outside[:_NAMED])) + (", …" if len(outside) > _NAMED else "")
+        raise InputError(f"The task is not for {named}.", mend="Name devices of its target.", field="devices")

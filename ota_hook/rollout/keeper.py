@@ -23,7 +23,7 @@ from ota_hook.ports.runs import RunStore
 from ota_hook.ports.work import WorkQueue
 from ota_hook.presence import is_online
 from ota_hook.progress import UNDELIVERED
-from ota_hook.rollout.schedule import is_open, next_opening
+from ota_hook.rollout.schedule import is_open, opening_text
 from ota_hook.task import Run, RunDevice, RunHead, RunState
 
 QUEUED_CHUNKS: Final = 64
@@ -151,7 +151,7 @@ class Keeper:
             return run
         opened = is_open(window, now_ms)
         if run.state is RunState.RUNNING and not opened:
-            reason = f"Its window opens at {next_opening(window, now_ms)}."
+            reason = f"Its window opens at {opening_text(window, now_ms)}."
             await self._runs.set_state(run.head, RunState.WAITING, of=[RunState.RUNNING], reason=reason, now_ms=now_ms)
         elif run.state is RunState.WAITING and opened and run.is_planned:
             await self._runs.set_state(run.head, RunState.RUNNING, of=[RunState.WAITING], reason="", now_ms=now_ms)

@@ -82,6 +82,12 @@ def is_open(window: Window, at_ms: int) -> bool:
     )
 
 
+def opening_text(window: Window, after_ms: int) -> str:
+    """`2026-05-04 02:00 Asia/Shanghai`: when it opens next, as the clocks there show it."""
+    opens = datetime.fromtimestamp(next_opening(window, after_ms) / 1000, ZoneInfo(window.zone))
+    return f"{opens:%Y-%m-%d %H:%M} {window.zone}"
+
+
 def next_opening(window: Window, after_ms: int) -> int:
     """The first moment later than `after_ms` at which the window opens."""
     starts = Repeat(window.zone, window.days, (window.start,))

@@ -60,9 +60,9 @@ class FirmwareWatch:
             (before,) = await self._stops.load_stops([firmware_id])
             stop = judge(self._rule, counters, before, at_ms=self._clock_ms())
             if stop is not None:
-                await self._stop(firmware_id, stop)
+                await self._stop(firmware_id, stop, before)
 
-    async def _stop(self, firmware_id: str, stop: FirmwareStop) -> None:
+    async def _stop(self, firmware_id: str, stop: FirmwareStop, before: FirmwareStop | None) -> None:
         stopped: Firmware | None = None
 
         def decide(snapshot: Snapshot) -> Sequence[CatalogueChange]:
@@ -75,8 +75,12 @@ class FirmwareWatch:
 
         # In this order: a reason may be lost with the process, the stop may not.
         await self._catalogue.change(decide)
-        await self._stops.put_stop(firmware_id, stop)
-        if stopped is not None:
+        if stopped is None:
+            # It is out of force already: commands that were under way fail on, and count for the stop before, if any.
+            if before is not None:
+                await self._stops.put_stop(firmware_id, replace(before, failed=stop.failed, finished=stop.finished))
+        else:
+            await self._stops.put_stop(firmware_id, stop)
             _log.warning("firmware_stopped", firmware=firmware_id, reason=stop.reason)
             facts = {"firmware": firmware_id, "version": stopped.version, "device_type": stopped.device_type}
             await self._notices.add("firmware_stopped", {**facts, "reason": stop.reason, "at_ms": stop.at_ms})

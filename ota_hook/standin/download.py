@@ -14,12 +14,11 @@ from ota_hook.standin.commands import UpgradeCommand
 
 
 class InstallResult(IntEnum):
-    """What a device replies as `ota_result`; 0 is success."""
+    """What a device replies as `ota_result`: 0 is success, and the hook reads the others as failures (progress.py)."""
 
     OK = 0
-    DOWNLOAD_FAILED = 1
-    SIZE_DIFFERS = 2
-    DIGEST_DIFFERS = 3
+    DOWNLOAD_FAILED = -2
+    DIGEST_DIFFERS = -3
 
 
 class Fetched(NamedTuple):
@@ -49,7 +48,7 @@ class Received:
         size_bytes, extras = command.size_bytes, command.extras
         if self.count != size_bytes:
             shown = f"more than {size_bytes}" if self.count > size_bytes else f"{self.count} of {size_bytes}"
-            return Fetched(InstallResult.SIZE_DIFFERS, f"{shown} bytes came")
+            return Fetched(InstallResult.DOWNLOAD_FAILED, f"{shown} bytes came")
         right = (
             self._md5.hexdigest() == command.md5
             and self._sha256.hexdigest() == extras.get("sha256", self._sha256.hexdigest())

@@ -366,6 +366,7 @@ def _run_of(run_id: str, head: bytes, fields: Mapping[bytes, bytes]) -> Run | No
             finished_at_ms=int(fields[b"finished"]) if b"finished" in fields else None,
             total=_count_of(fields, "total"),
             retried=_count_of(fields, "retried"),
+            away=_count_of(fields, "waited_for"),
             counters={outcome: count for outcome in Outcome if (count := _count_of(fields, f"n:{outcome.value}"))},
         )
     except ValueError as exc:  # pydantic's are

@@ -105,7 +105,7 @@ def test_devices_are_named_or_come_from_a_file(operator: Operator) -> None:
     [
         (("--at", "tomorrow"), "--at 'tomorrow' is no time. Give it as 2026-05-04T02:30."),
         (("--at", "2999-01-01T00:00", "--zone", "Mars/Base"), "is no time zone"),
-        (("--at", "2001-01-01T00:00"), "is past"),
+        (("--at", "2001-01-01T00:00"), "--at is past. Give a later time."),
         (("--times", "02:30"), "--zone is missing. Give the time zone that is meant"),
         (("--times", "2:30", "--zone", "UTC"), "'2:30' is no time of day"),
         (("--times", "02:30", "--zone", "Asia/Shanghia"), "Did you mean Asia/Shanghai?"),
@@ -116,13 +116,41 @@ def test_devices_are_named_or_come_from_a_file(operator: Operator) -> None:
         (("--window", "02:00-05:00"), "lacks its time zone"),
         (("--window", "at night"), "is no window. Give it as 'mon-fri 02:00-05:00 Asia/Shanghai'"),
         (("--window", "02:00-25:00 UTC"), "'25:00' is no time of day"),
-        (("--jitter", "61m"), "jitter_seconds"),
-        (("--ramp-from", "5"), "A ramp leads to a rate."),
-        (("--attribute", "gps"), "Give both"),
+        (("--jitter", "61m"), "--jitter, in seconds, must be at most 3600."),
+        (("--ramp-from", "5"), "--ramp-from: A ramp leads to a rate. Give --rate as well."),
+        (("--every", "5s"), "--every: An interval has 60 to"),
+        (("--zone", "UTC"), "A schedule of the kind 'manual' has no --zone."),
+        (("--attribute", "gps"), "Give both --attribute and --module"),
     ],
 )
 def test_a_mistake_is_told_with_its_mend(operator: Operator, options: tuple[str, ...], said: str) -> None:
     assert said in operator.refused("task", "add", "n", "--type", "tracker", *options)
+
+
+def test_the_next_time_is_told_by_the_clocks_of_the_schedule(operator: Operator) -> None:
+    options = ("--type", "tracker", "--times", "02:30", "--zone", "Asia/Tokyo")
+    assert re.search(r"next on \d{4}-\d\d-\d\d 02:30:00 JST\.", operator.run("task", "add", "n", *options).stdout)
+
+
+@pytest.mark.parametrize(
+    ("days", "shown"),
+    [("mon-fri ", "mon-fri 01:00-02:00 UTC"), ("", "01:00-02:00 UTC"), ("sat,sun ", "sat,sun 01:00-02:00 UTC")],
+)
+def test_a_window_is_shown_as_it_may_be_typed(operator: Operator, days: str, shown: str) -> None:
+    task_id = add(operator, "--window", f"{days}01:00-02:00 UTC")["id"]
+    assert re.search(rf"window +{shown}\n", operator.run("task", "show", task_id).stdout)
+
+
+def test_devices_that_nobody_registered_are_told_of(operator: Operator) -> None:
+    added = operator.run("task", "add", "n", "--device", "d1", "--device", "d9")
+    assert "Not registered: 1 of the 2 listed." in added.stderr
+    assert "no device type 'nobody'" in operator.refused("task", "list", "--type", "nobody")
+
+
+def test_a_task_is_no_run(operator: Operator) -> None:
+    assert "A run's id is not its task's: `ota-hook task runs`" in operator.refused(
+        "task", "watch", add(operator)["id"]
+    )
 
 
 def test_a_target_is_one_of_three(operator: Operator) -> None:
@@ -167,7 +195,7 @@ def test_a_run_is_made_paused_resumed_and_cancelled(operator: Operator) -> None:
     assert run_id is not None
     assert f"ota-hook task watch {run_id[0]}" in said
     assert run_id[0] in operator.refused("task", "run", task_id)
-    assert "target does not have d9" in operator.refused("task", "run", add(operator)["id"], "--device", "d9")
+    assert "The task is not for 'd9'." in operator.refused("task", "run", add(operator)["id"], "--device", "d9")
     until(lambda: operator.ask("task", "status", run_id[0])["total"] == 1, seconds=SECONDS)
     assert "is paused: Paused by an operator. 1 device: 1 " in operator.run("task", "pause", run_id[0]).stdout
     shown = operator.run("task", "status", run_id[0]).stdout

@@ -164,6 +164,39 @@ async def test_a_run_is_watched_at_a_terminal(service: Service, broker_port: int
         await asyncio.gather(living, return_exceptions=True)
 
 
+async def test_watching_ends_where_a_run_stops_itself(service: Service, broker_port: int, tmp_path: Path) -> None:
+    names = [f"bad-{number}" for number in range(5)]
+    outside = Operator(service, tmp_path, in_process=False)
+    with service.operator() as operator:
+        task_id = prepare(operator, "bad", names)
+        operator.patch(f"/tasks/{task_id}", json={"stop_after": 1})
+        living = asyncio.create_task(silent_fleet(broker_port, "bad", names).run())
+        await reported(operator, "bad", len(names))
+        firmware = created(upload(operator, "1.1.0", os.urandom(50_000), device_type="bad"))
+        package = service.data_dir / "packages" / firmware["id"]
+        package.write_bytes(os.urandom(50_000))
+        done = await asyncio.to_thread(outside.run, "task", "run", task_id, "--watch", status=1)
+        (run,) = operator.get(f"/tasks/{task_id}/runs").json()["items"]
+        assert re.search(r"is stopped: \d of \d devices that finished failed or timed out", done.stdout)
+        assert f"`ota-hook task resume {run['id']}` goes on with it" in done.stderr
+        failed = operator.get(f"/runs/{run['id']}/devices?outcome=failed").json()["items"]
+        assert {device["code"] for device in failed} == {"verify_failed"}
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+
+
+def test_a_run_says_how_many_are_away(service: Service, tmp_path: Path) -> None:
+    outside = Operator(service, tmp_path)
+    with service.operator() as operator:
+        task_id = prepare(operator, "asleep", ["asleep-1"])
+        operator.patch("/devices/asleep-1", json={"versions": {"version": "1.0.0"}})
+        release(operator, "asleep")
+        run_id = created(operator.post(f"/tasks/{task_id}/runs", json={}), 202)["id"]
+        until(lambda: operator.get(f"/runs/{run_id}").json()["away"] == 1, seconds=30)
+        assert "1 offered (1 away)" in outside.run("task", "status", run_id).stdout
+        assert "1 device without an outcome will be in a moment." in outside.run("task", "cancel", run_id).stdout
+
+
 def test_a_worker_shows_its_metrics_where_settings_say_so(tmp_path: Path) -> None:
     environ = {
         "OTA_HOOK_MQTT_URL": "mqtt://127.0.0.1:1",

@@ -105,6 +105,14 @@ async def test_whose_attempts_must_be_said_and_be_there(admin: Admin, method: st
         problem(await admin.api.request(method, f"/attempts?{query}"), status)
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_of_a_device_that_is_there_too_the_firmware_must_be_there(admin: Admin, method: str) -> None:
+    await admin.create_type()
+    await admin.create_device("DU_1", versions={"version": "1.0"})
+    said = problem(await admin.api.request(method, "/attempts?device=DU_1&firmware=none"), 404)
+    assert said["detail"] == "There is no firmware 'none'."
+
+
 async def test_a_device_page_takes_no_cursor_that_is_none(admin: Admin) -> None:
     await admin.create_type()
     firmware = await admin.create_firmware("2.0")

@@ -16,6 +16,7 @@ import pytest
 from admin_api.bodies import LINE_MAX_BYTES
 from ota_hook.model import OpenOffer, Outcome
 from ota_hook.ports.device_messages import Report
+from ota_hook.progress import Said
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.presence import RedisConnections
 from tests.integration.admin_service import Admin, admin_role, checked, problem
@@ -887,6 +888,10 @@ async def test_a_devices_offers_are_shown_open_and_settled(admin: Admin) -> None
             offered_at_ms=1_700_000_000_000 + n,
         )
         await admin.hook.record("DU_1", offer)
+        if n == 1:
+            said = Said(98_311, None, Outcome.DOWNLOADING, "")
+            admin.hook.offers.track_offer("DU_1", said, at_ms=1_700_000_001_000)
+            await admin.hook.noted()
         if n == 0:
             await admin.hook.settle(
                 "DU_1", offer, Outcome.FAILED, code="other_version", settled_at_ms=1_700_000_001_000
@@ -900,7 +905,7 @@ async def test_a_devices_offers_are_shown_open_and_settled(admin: Admin) -> None
         "version_attribute": "version",
         "command_ids": [98_311],
         "offered_at": "2023-11-14T22:13:20.001Z",
-        "outcome": "offered",
+        "outcome": "downloading",
         "code": None,
         "settled_at": None,
     }

@@ -18,6 +18,8 @@ import trustme
 
 from ota_hook.errors import ConfigurationError
 from ota_hook.exhook import exhook_pb2 as pb
+from ota_hook.model import Outcome
+from ota_hook.progress import FAILURES
 from ota_hook.standin.broker import StandinBroker
 from ota_hook.standin.fleet import (
     TOPICS,
@@ -174,19 +176,19 @@ async def test_a_download_that_is_cut_again_and_again_is_given_up() -> None:
     cloud, server = Cloud(), PackageServer(cuts=(10,) * 9)
     view, report = await run_one(cloud, server, replace(QUICK, download_attempts=3))
     assert len(server.requested) == 3
-    assert [reply["params"]["ota_result"] for reply in cloud.replies] == [1]
+    assert [reply["params"]["ota_result"] for reply in cloud.replies] == [-2]
     assert (view.devices[0].phase, view.devices[0].version, report.failed) == (Phase.FAILED, "1.0.0", 1)
 
 
 @pytest.mark.parametrize(
     ("params", "result", "said"),
     [
-        ({"md5": "0" * 32}, 3, "digest_differs: http://"),
-        ({"sha256": "0" * 64}, 3, "digest_differs: http://"),
-        ({"crc32": "00000000"}, 3, "digest_differs: http://"),
-        ({"size": len(PACKAGE) - 1}, 2, "(more than 199999 bytes came)"),
-        ({"size": len(PACKAGE) + 1}, 2, "(200000 of 200001 bytes came)"),
-        ({"url": "http://127.0.0.1:1/nobody"}, 1, "http://127.0.0.1:1/nobody (All connection attempts failed)"),
+        ({"md5": "0" * 32}, -3, "digest_differs: http://"),
+        ({"sha256": "0" * 64}, -3, "digest_differs: http://"),
+        ({"crc32": "00000000"}, -3, "digest_differs: http://"),
+        ({"size": len(PACKAGE) - 1}, -2, "(more than 199999 bytes came)"),
+        ({"size": len(PACKAGE) + 1}, -2, "(200000 of 200001 bytes came)"),
+        ({"url": "http://127.0.0.1:1/nobody"}, -2, "http://127.0.0.1:1/nobody (All connection attempts failed)"),
     ],
 )
 async def test_a_package_that_is_not_what_the_command_says_is_not_installed(
@@ -195,6 +197,7 @@ async def test_a_package_that_is_not_what_the_command_says_is_not_installed(
     cloud = Cloud(**params)
     view, report = await run_one(cloud, PackageServer())
     assert [reply["params"]["ota_result"] for reply in cloud.replies] == [result]
+    assert FAILURES[result][0] is Outcome.FAILED
     assert cloud.versions == {"device-0": ["1.0.0"]}
     assert said in (view.devices[0].error or "")
     assert (report.failed, report.upgraded, report.downloads) == (1, 0, 0)
@@ -207,7 +210,7 @@ async def test_a_refused_download_is_repeated_only_where_the_server_may_recover(
     view, _ = await run_one(cloud, server)
     assert f"(HTTP {status} X)" in (view.devices[0].error or "")
     assert len(server.requested) == requests
-    assert [reply["params"]["ota_result"] for reply in cloud.replies] == [1]
+    assert [reply["params"]["ota_result"] for reply in cloud.replies] == [-2]
 
 
 async def test_a_download_over_https_trusts_whom_ssl_cert_file_names(
