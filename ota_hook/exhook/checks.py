@@ -16,7 +16,7 @@ from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.chunks import CHUNK_EVENT, Chunks
 from ota_hook.exhook.commands import Commands, rewrite
-from ota_hook.exhook.context import HookContext, Message
+from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.exhook.responses import Responses
 from ota_hook.messages import BadMessage, Event, parse_json, read_event, read_event_name, read_list
 from ota_hook.model import DeviceState, Family
@@ -39,7 +39,7 @@ class _ChildCheck(NamedTuple):
 class _ChildrenAsked(NamedTuple):
     """The questions of one message, with what is known of the gateway and of each child."""
 
-    message: Message
+    message: DeviceMessage
     events: Sequence[ChildEvent]
     checks: Sequence[_ChildCheck]
     gateway: DeviceState
@@ -65,7 +65,7 @@ class Checks:
         self._chunks = Chunks(context, commands)
         self._is_late = is_late
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: DeviceMessage) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         address = message.address
         if address.family is not _DIRECT:
@@ -93,7 +93,7 @@ class Checks:
         """Answer what is under way."""
         await self._chunks.close()
 
-    def _is_check(self, message: Message, identifier: str, event: Event, said: list[tuple[str, Said]]) -> bool:
+    def _is_check(self, message: DeviceMessage, identifier: str, event: Event, said: list[tuple[str, Said]]) -> bool:
         """Progress is added to `said`: a later event may spoil the message."""
         if event.name in self._snapshots.current.events:
             return True
@@ -103,7 +103,7 @@ class Checks:
             self._stay_silent("no_rule", message, identifier)
         return False
 
-    def _stay_silent(self, reason: str, message: Message, identifier: str, *, count: int = 1) -> None:
+    def _stay_silent(self, reason: str, message: DeviceMessage, identifier: str, *, count: int = 1) -> None:
         self._results[reason] += count
         self._context.note_unused(reason, message, identifier=identifier)
 
@@ -112,7 +112,11 @@ class Checks:
             self._context.offers.track_offer(identifier, one, at_ms=self._context.clock_ms())
 
     def _device_loaded(
-        self, message: Message, checks: Sequence[str], event_count: int, device: DeviceState | DependencyError | None
+        self,
+        message: DeviceMessage,
+        checks: Sequence[str],
+        event_count: int,
+        device: DeviceState | DependencyError | None,
     ) -> None:
         answer, address = IGNORE, message.address
         try:
@@ -135,7 +139,7 @@ class Checks:
 
     def _answer(
         self,
-        message: Message,
+        message: DeviceMessage,
         decision: OfferUpdate | AnswerNoUpgrade,
         speaking_type: str,
         answer: bytes,
@@ -167,7 +171,7 @@ class Checks:
 
     # ---- children
 
-    def _take_children(self, message: Message) -> bool:
+    def _take_children(self, message: DeviceMessage) -> bool:
         gateway = message.address.device
         events = parse_child_events(message.publish.payload)
         named = [(child_of(gateway, event.child), event) for event in events]
@@ -191,7 +195,7 @@ class Checks:
 
     def _children_loaded(
         self,
-        message: Message,
+        message: DeviceMessage,
         checks: Sequence[_ChildCheck],
         events: Sequence[ChildEvent],
         loaded: LoadedChildren | DependencyError,
@@ -224,7 +228,12 @@ class Checks:
         self._context.finish(message, answer)
 
     def _answer_child(
-        self, message: Message, gateway: DeviceState, check: _ChildCheck, device: DeviceState | None, answer: bytes
+        self,
+        message: DeviceMessage,
+        gateway: DeviceState,
+        check: _ChildCheck,
+        device: DeviceState | None,
+        answer: bytes,
     ) -> bytes:
         identifier, child, event = check
         for decision in decide_check(device, event, self._snapshots.current):

@@ -14,7 +14,7 @@ from ota_hook.dialect import Channel
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.commands import Commands, rewrite
-from ota_hook.exhook.context import HookContext, Message
+from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.messages import BadMessage, ChunkRequest, Event, chunk_answer, read_chunk_request
 from ota_hook.model import DeviceState, Family, Outcome
 from ota_hook.progress import Said
@@ -34,7 +34,7 @@ class Chunks:
         self._commands = commands
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, message: Message, identifier: str, event: Event) -> bool:
+    def take(self, message: DeviceMessage, identifier: str, event: Event) -> bool:
         """Whether Redis was asked; then the message is answered later."""
         request = read_chunk_request(event.document)
         address, devices = message.address, self._context.devices
@@ -45,7 +45,7 @@ class Chunks:
         return True
 
     def _gateway_loaded(
-        self, message: Message, request: ChunkRequest, child: str, gateway: DeviceState | DependencyError | None
+        self, message: DeviceMessage, request: ChunkRequest, child: str, gateway: DeviceState | DependencyError | None
     ) -> None:
         word = ""
         if isinstance(gateway, DependencyError):
@@ -64,7 +64,7 @@ class Chunks:
 
     def _loaded(
         self,
-        message: Message,
+        message: DeviceMessage,
         request: ChunkRequest,
         gateway: DeviceState | None,
         device: DeviceState | DependencyError | None,
@@ -90,7 +90,7 @@ class Chunks:
             self._context.note_fault()
         self._context.finish(message, IGNORE)
 
-    async def _serve(self, message: Message, speaking: DeviceState, identifier: str, chunk: ServeChunk) -> None:
+    async def _serve(self, message: DeviceMessage, speaking: DeviceState, identifier: str, chunk: ServeChunk) -> None:
         answer = IGNORE
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -109,7 +109,7 @@ class Chunks:
         finally:
             self._context.finish(message, answer)
 
-    def _answer(self, message: Message, speaking_type: str, chunk: ServeChunk, data: bytes) -> bytes:
+    def _answer(self, message: DeviceMessage, speaking_type: str, chunk: ServeChunk, data: bytes) -> bytes:
         # The bytes carry no device: a gateway gets its children's where it gets its own, and tells them by the id.
         address = message.address._replace(family=Family.DIRECT)
         topic = self._context.options.dialect.answer_topic(address, speaking_type, Channel.OTA_CHUNK)

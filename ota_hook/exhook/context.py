@@ -47,7 +47,7 @@ class HookOptions:
     https_base: str | None = None
 
 
-class Message(NamedTuple):
+class DeviceMessage(NamedTuple):
     """A device's message: who published it where, what it is, whom to answer it, and since when it is looked at."""
 
     address: Address
@@ -89,12 +89,12 @@ class HookContext:
     sampler: Sampler = field(default_factory=Sampler)
     log: Any = field(default_factory=lambda: structlog.get_logger("ota_hook.provider"))
 
-    def finish(self, message: Message, answer: bytes) -> None:
+    def finish(self, message: DeviceMessage, answer: bytes) -> None:
         """Answer what waited for Redis."""
         self.metrics.observe_answer(time.perf_counter() - message.since_s)
         message.respond(message.call, answer)
 
-    def note_unused(self, reason: str, message: Message, *, identifier: str = "") -> None:
+    def note_unused(self, reason: str, message: DeviceMessage, *, identifier: str = "") -> None:
         """Say whose message came to nothing, once a second for each reason. The caller counts it.
 
         `identifier` is the child that it was about. An event that is no check is not ours: of it only `debug` tells.

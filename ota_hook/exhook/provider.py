@@ -18,7 +18,7 @@ from ota_hook.dialect import Channel
 from ota_hook.exhook._codec import IGNORE, read_publish
 from ota_hook.exhook.checks import Checks
 from ota_hook.exhook.commands import Commands
-from ota_hook.exhook.context import HookContext, Message, Respond
+from ota_hook.exhook.context import DeviceMessage, HookContext, Respond
 from ota_hook.exhook.exhook_pb2 import HookSpec, LoadedResponse, ProviderLoadedRequest
 from ota_hook.exhook.questions import Questions
 from ota_hook.exhook.reports import Reports
@@ -77,7 +77,7 @@ class HookProvider:
         self._checks = Checks(context, self._commands, self._responses, is_late=self._reports.is_late)
         self._questions = Questions(context, self._commands)
         self._tracking = Tracking(context)
-        self._takers: dict[Channel, Callable[[Message], bool]] = {
+        self._takers: dict[Channel, Callable[[DeviceMessage], bool]] = {
             Channel.ATTRIBUTES: self._reports.take,
             Channel.EVENT_REPORT: self._checks.take,
             Channel.COMMAND_REPLY: self._tracking.take_reply,
@@ -168,7 +168,7 @@ class HookProvider:
                 return IGNORE
             if len(publish.payload) > self._payload_bytes:
                 raise BadMessage("too_large")  # noqa: TRY301 - the one way out for what a device did
-            message = Message(address, publish, respond, call, time.perf_counter())
+            message = DeviceMessage(address, publish, respond, call, time.perf_counter())
             take = self._takers.get(address.channel)
             return None if take is not None and take(message) else IGNORE
         except BadMessage as exc:

@@ -14,7 +14,7 @@ from ota_hook.dialect import Channel
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
 from ota_hook.exhook.commands import Commands, rewrite
-from ota_hook.exhook.context import HookContext, Message
+from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.messages import BadMessage, attributes_response, parse_object, read_keys
 from ota_hook.model import DeviceState, Family
 from ota_hook.ports.device_messages import LoadedChildren
@@ -29,7 +29,7 @@ class Questions:
         self._context = context
         self._commands = commands
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: DeviceMessage) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         address, publish = message.address, message.publish
         if address.family is _DIRECT:
@@ -43,7 +43,7 @@ class Questions:
         return True
 
     def _loaded(
-        self, message: Message, keys: frozenset[str] | None, device: DeviceState | DependencyError | None
+        self, message: DeviceMessage, keys: frozenset[str] | None, device: DeviceState | DependencyError | None
     ) -> None:
         answer = IGNORE
         try:
@@ -59,7 +59,7 @@ class Questions:
         self._context.finish(message, answer)
 
     def _children_loaded(
-        self, message: Message, questions: Sequence[ChildQuestion], loaded: LoadedChildren | DependencyError
+        self, message: DeviceMessage, questions: Sequence[ChildQuestion], loaded: LoadedChildren | DependencyError
     ) -> None:
         answer = IGNORE
         try:
@@ -82,7 +82,7 @@ class Questions:
             self._context.note_fault()
         self._context.finish(message, answer)
 
-    def _may_ask(self, message: Message, device: DeviceState | None) -> bool:
+    def _may_ask(self, message: DeviceMessage, device: DeviceState | None) -> bool:
         word = None
         if device is None:
             word = "unknown_device"
@@ -93,7 +93,7 @@ class Questions:
             self._context.note_unused(word, message)
         return word is None
 
-    def _answer(self, message: Message, speaking: DeviceState, payloads: Sequence[bytes]) -> bytes:
+    def _answer(self, message: DeviceMessage, speaking: DeviceState, payloads: Sequence[bytes]) -> bytes:
         """The question rewritten into the first answer; the others are published."""
         address, qos = message.address, min(message.publish.qos, 2)
         answer, options = IGNORE, self._context.options

@@ -14,7 +14,7 @@ from ota_hook.child_messages import ChildName, form_of, parse_children
 from ota_hook.decide import CountAttempt, decide_report
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE, Publish
-from ota_hook.exhook.context import HookContext, Message
+from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.exhook.late_reports import LateReports
 from ota_hook.exhook.responses import TOO_FAST, Responses
 from ota_hook.identifiers import join_identifier
@@ -42,7 +42,7 @@ class Reports:
         """Whether a report of the device waits to be stored."""
         return identifier in self._late
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: DeviceMessage) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         address, publish = message.address, message.publish
         if not self._pace.allows(address.device):
@@ -73,7 +73,7 @@ class Reports:
         self._context.devices.store_report(report, snapshot.kept_by_type, partial(self._stored, message, report))
         return True
 
-    def _note_bad(self, reason: str, count: int, message: Message) -> None:
+    def _note_bad(self, reason: str, count: int, message: DeviceMessage) -> None:
         """Some of the message can't be used; the rest of it counts."""
         self._context.metrics.bad_messages[reason] += count
         if count:
@@ -83,7 +83,7 @@ class Reports:
         now_ms, sent_ms = self._context.clock_ms(), publish.timestamp_ms
         return sent_ms if 0 < sent_ms <= now_ms + _FUTURE_MS else now_ms
 
-    def _stored(self, message: Message, report: Report, device: DeviceState | DependencyError | None) -> None:
+    def _stored(self, message: DeviceMessage, report: Report, device: DeviceState | DependencyError | None) -> None:
         try:
             if isinstance(device, DependencyError):
                 # The broker acknowledges the report to the device all the same, so it is kept.
@@ -131,7 +131,7 @@ class Reports:
 
     # ---- children
 
-    def _take_children(self, message: Message) -> bool:
+    def _take_children(self, message: DeviceMessage) -> bool:
         address, publish = message.address, message.publish
         snapshot, metrics = self._context.snapshots.current, self._context.metrics
         parsed = parse_children(publish.payload, address.family, snapshot.kept_attributes)
@@ -176,7 +176,7 @@ class Reports:
             self._late.add(late)
 
     def _children_stored(
-        self, message: Message, report: ChildrenReported, stored: StoredChildren | DependencyError
+        self, message: DeviceMessage, report: ChildrenReported, stored: StoredChildren | DependencyError
     ) -> None:
         metrics = self._context.metrics
         try:

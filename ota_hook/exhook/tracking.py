@@ -18,7 +18,7 @@ from ota_hook.child_messages import (
 )
 from ota_hook.errors import DependencyError
 from ota_hook.exhook._codec import IGNORE
-from ota_hook.exhook.context import HookContext, Message
+from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.exhook.exhook_pb2 import (
     ClientConnectedRequest,
     ClientDisconnectedRequest,
@@ -94,7 +94,7 @@ class Tracking:
 
     # ---- what devices say
 
-    def take_reply(self, message: Message) -> bool:
+    def take_reply(self, message: DeviceMessage) -> bool:
         """A reply to a command; it goes on unchanged, at once."""
         address, publish = message.address, message.publish
         if address.family is _DIRECT:
@@ -110,12 +110,12 @@ class Tracking:
                 self._context.offers.track_offer(identifier, said, at_ms=self._context.clock_ms())
         return False
 
-    def take_children_gone(self, message: Message) -> bool:
+    def take_children_gone(self, message: DeviceMessage) -> bool:
         """Children went. Their gateway's presence is what counts, so that is only counted."""
         self._context.metrics.children["gone"] += len(parse_child_connections(message.publish.payload))
         return False
 
-    def take_children_came(self, message: Message) -> bool:
+    def take_children_came(self, message: DeviceMessage) -> bool:
         """Whether Redis was asked; then its reply answers the call."""
         address = message.address
         types, counts = self._context.snapshots.current.types, self._context.metrics.children
@@ -144,7 +144,7 @@ class Tracking:
         return True
 
     def _children_came(
-        self, message: Message, coming: Sequence[ChildComing], came: Sequence[ChildCame] | DependencyError
+        self, message: DeviceMessage, coming: Sequence[ChildComing], came: Sequence[ChildCame] | DependencyError
     ) -> None:
         if isinstance(came, DependencyError):
             self._context.note_failure(came)
