@@ -8,6 +8,7 @@ from typing import Final
 
 from ota_hook._matcher import Explanation
 from ota_hook.decide import ATTEMPTS_EXHAUSTED, without_exhausted
+from ota_hook.identifiers import gateway_of
 from ota_hook.model import DeviceState, Firmware, Rule
 from ota_hook.snapshot import Snapshot
 
@@ -24,8 +25,8 @@ class FirmwareReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """The whole answer. `offer` None comes with a `reason`: `no_rule`, `no_firmware`, `no_version`, `none_newer`,
-    `attempts_exhausted`."""
+    """The whole answer. `offer` None comes with a `reason`: `unknown_gateway`, `no_rule`, `no_firmware`, `no_version`,
+    `none_newer`, `attempts_exhausted`."""
 
     rule: Rule | None
     current_version: str | None
@@ -47,14 +48,17 @@ _SENTENCES: Final = {
     "not_newer": "It is older than the device's version {current}, and does not allow downgrade.",
     "outranked": "It could be offered, but {better} is better.",
     ATTEMPTS_EXHAUSTED: "The device tried it too often in vain, and is not offered it until its attempts are reset.",
+    "unknown_gateway": "The gateway {gateway} is not registered, so nobody speaks for the device.",
     "no_rule": "No enabled rule makes any event of the device type a check of this module.",
     "unusable": "It can't be matched as it is stored; the log says why.",
 }
 _UNREADABLE: Final = "The device's version {current} is not a version in the scheme {scheme}, so nothing can be newer."
 
 
-def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> CheckReport:
-    """What a check of `module` by this device would be answered now. Changes nothing."""
+def explain_check(
+    snapshot: Snapshot, device: DeviceState, module: str, *, gateway_is_known: bool = True
+) -> CheckReport:
+    """What a check of `module` by this device, a child of a gateway maybe, would be answered now. Changes nothing."""
     living = snapshot.living_firmware(device.device_type, module)
     rule = rule_for(snapshot, device.device_type, module)
     if rule is None:
@@ -62,6 +66,10 @@ def explain_check(snapshot: Snapshot, device: DeviceState, module: str) -> Check
         return CheckReport(rule=None, current_version=None, offer=None, reason="no_rule", firmware=reports)
     stored = device.versions.get(rule.version_attribute)
     current = stored.text if stored else None
+    if not gateway_is_known:
+        facts = {"gateway": gateway_of(device.identifier)}
+        reports = tuple(_report(firmware, _refused(firmware, "unknown_gateway"), facts) for firmware in living)
+        return CheckReport(rule=rule, current_version=current, offer=None, reason="unknown_gateway", firmware=reports)
     reports = _explain(snapshot, device, module, current, living)
     chosen = next((report.firmware for report in reports if report.chosen), None)
     return CheckReport(

@@ -23,6 +23,7 @@ _COUNTED_AT_ONCE: Final = 1000
 _SOURCES_SHOWN: Final = 3
 _SELECTORS: Final = ("devices", "tags", "percentage")
 _REASONS: Final = {
+    "unknown_gateway": "its gateway is not registered, so nobody speaks for it (`ota-hook devices put`)",
     "no_rule": "no enabled rule of its type asks for this module (`ota-hook rules add`)",
     "no_firmware": "its type has no firmware for this module",
     "no_version": "it has not reported this attribute yet, so nothing can be newer",

@@ -29,7 +29,8 @@ class CheckOffer(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """A dry run. `reason` (`no_rule`, `no_firmware`, `no_version`, `none_newer`) is null where there is an offer."""
+    """A dry run. `reason` is null where there is an offer, else one of `unknown_gateway`, `no_rule`, `no_firmware`,
+    `no_version`, `none_newer`, `attempts_exhausted`."""
 
     device: str
     type: str

@@ -16,7 +16,7 @@ from admin_api.documents.fields import Key
 from admin_api.firmware_views import FirmwareViews
 from ota_hook.check_report import FirmwareReport, explain_check
 from ota_hook.errors import NotFound
-from ota_hook.identifiers import is_identifier
+from ota_hook.identifiers import gateway_of, is_identifier
 from ota_hook.model import DEFAULT_MODULE, DeviceState, Firmware
 from ota_hook.snapshot import Snapshot
 
@@ -41,13 +41,18 @@ async def check_device(context: Context, request: Request, query: Annotated[Chec
     device = await context.devices.load_device(query.device) if is_identifier(query.device) else None
     if device is None:
         raise NotFound(f"There is no device {query.device[:160]!r}.")
+    gateway = gateway_of(device.identifier)
+    is_known = gateway == device.identifier or await context.devices.load_device(gateway) is not None
     views: FirmwareViews = request.app.state.firmware_views
     # Ten thousand firmware are explained at length, and the event loop may be answering a broker too.
-    return await asyncio.to_thread(_dry_run, context.catalogue.current, device, query.module, views)
+    snapshot = context.catalogue.current
+    return await asyncio.to_thread(_dry_run, snapshot, device, query.module, views, gateway_is_known=is_known)
 
 
-def _dry_run(snapshot: Snapshot, device: DeviceState, module: str, views: FirmwareViews) -> Response:
-    report = explain_check(snapshot, device, module)
+def _dry_run(
+    snapshot: Snapshot, device: DeviceState, module: str, views: FirmwareViews, *, gateway_is_known: bool
+) -> Response:
+    report = explain_check(snapshot, device, module, gateway_is_known=gateway_is_known)
     return answer(
         CheckOut(
             device=device.identifier,

@@ -939,6 +939,20 @@ async def test_the_dry_run_says_why_for_each_firmware(admin: Admin) -> None:
         assert all(text.endswith(".") for text in entry["explanations"])
 
 
+async def test_a_child_whose_gateway_is_not_registered_would_get_none(admin: Admin) -> None:
+    await admin.create_type()
+    await admin.create_device("GW/A", versions={"version": "1.0"})
+    await admin.create_firmware("1.1")
+    document = checked(await admin.api.get("/check?device=GW/A"), 200)
+    assert (document["offer"], document["reason"], document["current_version"]) == (None, "unknown_gateway", "1.0")
+    assert [entry["explanations"] for entry in document["firmware"]] == [
+        ["The gateway GW is not registered, so nobody speaks for the device."]
+    ]
+    await admin.create_device("GW")
+    document = checked(await admin.api.get("/check?device=GW/A"), 200)
+    assert (document["offer"]["version"], document["reason"]) == ("1.1", None)
+
+
 @pytest.mark.parametrize("case", ["no_rule", "no_firmware", "no_version", "none_newer"])
 async def test_where_there_is_no_offer_the_dry_run_says_why(admin: Admin, case: str) -> None:
     await admin.create_type()
