@@ -217,11 +217,14 @@ class Stage:
         return {key: count for key, count in more.items() if count}
 
     def _known(self) -> list[Any]:
-        """All that is stored of devices of the file's types, and of what they were offered."""
+        """All that is stored of devices of the file's types, and of what they were offered. How far an open offer is
+        waits for acknowledgements that may still be on their way."""
         types = self.conversation.given["device_types"]
         devices = [device for key in types for device in self._ask("/devices", type=key, limit="1000")["items"]]
         devices.sort(key=lambda device: str(device["identifier"]))
-        return [(device, self._ask("/offers", device=device["identifier"])) for device in devices]
+        offers = [self._ask("/offers", device=device["identifier"])["items"] for device in devices]
+        settled = [[offer if offer["settled_at"] else offer | {"outcome": None} for offer in of] for of in offers]
+        return list(zip(devices, settled, strict=True))
 
     def _ask(self, path: str, **query: str) -> Any:
         answer = self.operator.get(path, params=query)
