@@ -207,6 +207,16 @@ def read_chunk_request(document: Mapping[str, Any]) -> ChunkRequest:
 
 def upgrade_command(firmware: Firmware, *, url: str, command_id: int, extras: tuple[CommandExtra, ...] = ()) -> bytes:
     """The command that offers `firmware`: exactly these keys in this order, extras after `md5`."""
+    return end_command(begin_upgrade_command(firmware, url=url, extras=extras), command_id)
+
+
+def end_command(begun: bytes, command_id: int) -> bytes:
+    """The command that begins so."""
+    return begun + b"%d}" % command_id
+
+
+def begin_upgrade_command(firmware: Firmware, *, url: str, extras: tuple[CommandExtra, ...]) -> bytes:
+    """Everything of `upgrade_command` before its id, which is its last value: the same for every device."""
     package = firmware.package
     params: dict[str, object] = {
         "module": firmware.module,
@@ -218,22 +228,22 @@ def upgrade_command(firmware: Firmware, *, url: str, command_id: int, extras: tu
     }
     for extra in extras:
         params[extra.value] = getattr(package, extra.value)
-    return _command(params, command_id)
+    return _begin_command(params)
 
 
 def no_upgrade_command(module: str, *, command_id: int) -> bytes:
     """The answer to a check where nothing is newer. Never pushed: some devices update on any `otaUpgrade`."""
-    return _before_no_upgrade_id(module) + b"%d}" % command_id
+    return end_command(_begin_no_upgrade_command(module), command_id)
 
 
 @lru_cache(maxsize=1024)
-def _before_no_upgrade_id(module: str) -> bytes:
-    """Everything of that command before its id, which is its last value."""
-    return _command({"module": module, "upgrade": False}, 0).removesuffix(b"0}")
+def _begin_no_upgrade_command(module: str) -> bytes:
+    return _begin_command({"module": module, "upgrade": False})
 
 
-def _command(params: dict[str, object], command_id: int) -> bytes:
-    return orjson.dumps({"method": COMMAND_METHOD, "params": params, "command_name": COMMAND_NAME, "id": command_id})
+def _begin_command(params: dict[str, object]) -> bytes:
+    command = {"method": COMMAND_METHOD, "params": params, "command_name": COMMAND_NAME, "id": 0}
+    return orjson.dumps(command).removesuffix(b"0}")
 
 
 def chunk_answer(data: bytes, *, command_id: int, offset: int) -> bytes:

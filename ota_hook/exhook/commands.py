@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from ota_hook.child_messages import ChildName, child_command
 from ota_hook.decide import AnswerNoUpgrade, OfferUpdate, open_offer
 from ota_hook.dialect import is_publishable
 from ota_hook.exhook._codec import write_rewrite
 from ota_hook.exhook.context import HookContext
-from ota_hook.messages import BadMessage, no_upgrade_command, upgrade_command
+from ota_hook.messages import BadMessage, begin_upgrade_command, end_command, no_upgrade_command
+from ota_hook.model import CommandExtra, Firmware
 from ota_hook.packages.urls import package_url
 from ota_hook.ports.commands import Message
 
@@ -22,8 +23,17 @@ WAITING_MAX: Final = 10_000
 """So many messages wait for the publisher at most; devices ask again for what is dropped."""
 WAITING_MAX_BYTES: Final = 64 * 1024 * 1024
 """Of their payloads: pieces of firmware wait among them."""
+_BEGUN_MAX: Final = 10_000
 _BATCH: Final = 500
 _CLOSE_S: Final = 2.0
+
+
+class _Begun(NamedTuple):
+    """What every device is told of a firmware, up to the command's id; as long as it and the extras are the same."""
+
+    firmware: Firmware
+    extras: tuple[CommandExtra, ...]
+    command: bytes
 
 
 class Commands:
@@ -33,6 +43,7 @@ class Commands:
         self._context = context
         self._waiting: deque[Message] = deque()
         self._waiting_bytes = 0
+        self._begun: dict[str, _Begun] = {}
         self._task: asyncio.Task[None] | None = None
 
     def make(
@@ -48,7 +59,20 @@ class Commands:
             context.metrics.checks[decision.reason] += 1
             command = no_upgrade_command(decision.module, command_id=command_id)
             return command if child is None else child_command(child, command, command_id=command_id)
-        firmware, options = decision.firmware, context.options
+        firmware, extras = decision.firmware, decision.device_type.command_extras
+        begun = self._begun.get(firmware.id)
+        if begun is None or begun.firmware is not firmware or begun.extras is not extras:
+            begun = self._begin(firmware, extras)
+            if begun is None:
+                return None
+        command_id = context.command_ids.next_id()
+        context.offers.record_offer(device, open_offer(decision, command_id, offered_at_ms=context.clock_ms()))
+        context.metrics.checks["offer"] += 1
+        command = end_command(begun.command, command_id)
+        return command if child is None else child_command(child, command, command_id=command_id)
+
+    def _begin(self, firmware: Firmware, extras: tuple[CommandExtra, ...]) -> _Begun | None:
+        context, options = self._context, self._context.options
         url = package_url(firmware, http_base=options.http_base, https_base=options.https_base)
         if url is None:
             context.metrics.checks["no_https_base"] += 1
@@ -57,11 +81,11 @@ class Commands:
                     "no_https_base", firmware=firmware.id, mend="set OTA_HOOK_PUBLIC_URL_HTTPS for the hook"
                 )
             return None
-        command_id = context.command_ids.next_id()
-        context.offers.record_offer(device, open_offer(decision, command_id, offered_at_ms=context.clock_ms()))
-        context.metrics.checks["offer"] += 1
-        command = upgrade_command(firmware, url=url, command_id=command_id, extras=decision.device_type.command_extras)
-        return command if child is None else child_command(child, command, command_id=command_id)
+        if len(self._begun) >= _BEGUN_MAX:
+            self._begun.clear()
+        begun = _Begun(firmware, extras, begin_upgrade_command(firmware, url=url, extras=extras))
+        self._begun[firmware.id] = begun
+        return begun
 
     def can_publish(self, topic: str, *, is_response: bool = False) -> bool:
         """Whether `publish` would send something; counted where not. An offer that is not sent must not be noted."""

@@ -91,8 +91,7 @@ class HotDevices:
         bucket = self._keys.bucket_of_name(name)
         key = self._keys.devices(bucket)
         pipe = self._pipes.of(key)
-        refusal = refuse_for_late_reports(pipe)
-        if refusal is not None:
+        if pipe.answers_again_at_s is not None and (refusal := refuse_for_late_reports(pipe)) is not None:
             done(refusal)
             return
         if len(name) > COMPACT_MAX_BYTES:

@@ -69,18 +69,27 @@ class Notes:
 
     def run(self, script: Script, call: Call, done: Done) -> None:
         """`run_script`, in its turn."""
-        if len(self._waiting) >= NOTES_WAITING_MAX:
+        if not self._waiting and not self._is_sending and self._under_way < NOTES_AT_ONCE:  # nearly always
+            self._is_sending = True
+            try:
+                self._under_way += 1
+                run_script(self._pipes, script, call, partial(self._take, done))
+            finally:
+                self._is_sending = False
+        elif len(self._waiting) >= NOTES_WAITING_MAX:
             done(Unavailable("too many notes wait"))
-            return
-        self._waiting.append((script, call, done))
-        self._send_waiting()
+        else:
+            self._waiting.append((script, call, done))
+        if self._waiting:
+            self._send_waiting()
 
     def _take(self, done: Done, reply: Any) -> None:  # noqa: ANN401 - whatever a script returns
         self._under_way -= 1
         try:
             done(reply)
         finally:
-            self._send_waiting()
+            if self._waiting:
+                self._send_waiting()
 
     def _send_waiting(self) -> None:
         if self._is_sending:  # Redis is away, and a pipe answers at once: the loop below goes on
