@@ -17,6 +17,7 @@ from ota_hook.state.records import EXHAUSTED_MARK, pack_offer
 
 EXHAUSTED_CODE: Final = "attempts_exhausted"
 DEFAULT_ATTEMPTS_MAX: Final = 10
+_SAME_COMING_MS: Final = 10_000
 CHILDREN_A_SCRIPT: Final = 1_000
 """Of a gateway that comes back; Redis is busy with that many for some milliseconds."""
 
@@ -208,20 +209,24 @@ COME_BACK: Final = Script(
     OFFERS_LUA
     + COME_BACK_LUA
     + _CHILDREN_COME_BACK_LUA
-    + """
+    + f"""
+local function named(connection) return string.match(connection or '', '^(.*)%z(%d+)$') end
 local identifier, connection, now, patience = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('HEXISTS', KEYS[2], identifier) + redis.call('HEXISTS', KEYS[3], identifier) == 0 then
-  return {'0', {}}
+  return {{'0', {{}}}}
 end
+local held, came_at = named(redis.call('HGET', KEYS[4], identifier) or '')
+if held and held == named(connection) and math.abs(now - came_at) < {_SAME_COMING_MS} then return {{'0', {{}}}} end
 redis.call('HSET', KEYS[4], identifier, connection)
-local again = {}
+local again = {{}}
 come_back(identifier, KEYS[1], now, patience, true, again)
 local cursor = children_come_back(identifier, KEYS[1], now, patience, '0', again)
-return {cursor, again}
+return {{cursor, again}}
 """
 )
 """KEYS: open offers, devices, long devices, presence. Notes who is connected, and that it may have tried its offers;
-its children are reached again, which is no attempt of theirs.
+its children are reached again, which is no attempt of theirs. Where a session is resumed the broker tells of one
+connection twice: that is one coming.
 
 Returns where CHILDREN_COME_BACK goes on, '0' for nowhere, and identifier, run and chunk of each command that did not
 reach its device."""

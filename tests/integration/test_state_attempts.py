@@ -154,6 +154,23 @@ async def test_the_offer_of_a_run_to_a_device_that_is_away_is_not_tried_when_it_
     assert await fleet.report("1.0") == [CountAttempt]
 
 
+@pytest.mark.parametrize("is_dropped", [True, False], ids=["dropped", "kept by the broker"])
+async def test_a_connection_of_which_the_broker_tells_twice_is_one_coming(fleet: Fleet, is_dropped: bool) -> None:
+    await fleet.come()
+    await fleet.go()
+    await fleet.offers.record_offers([("d", replace(OFFER, run_id="R", offered_at_ms=fleet.now_ms))])
+    if is_dropped:
+        await fleet.say(Outcome.OFFERED, "undelivered")
+    fleet.pass_time()
+    await fleet.come("c\0n1\x007")  # a persistent session: it connected ...
+    fleet.pass_time(3)
+    await fleet.come("c\0n1\x007")  # ... and was resumed
+    assert await fleet.report("1.0") == []
+    fleet.pass_time()
+    await fleet.come("c\0n1\x008")
+    assert await fleet.report("1.0") == [CountAttempt]
+
+
 async def test_a_command_that_was_not_delivered_is_not_tried(fleet: Fleet) -> None:
     await fleet.come()
     await fleet.offers.record_offers([("d", replace(OFFER, run_id="R", offered_at_ms=fleet.now_ms))])
