@@ -55,12 +55,17 @@ class FirmwareWatch:
     async def look(self) -> None:
         """One round."""
         for firmware_id in await self._stops.load_failing():
+            # Before it is settled, for this may fail or end here; and behind it, for what failed in between.
+            await self._judge(firmware_id)
             await self._stops.settle(firmware_id)
-            counters = (await self._offers.load_counters([firmware_id]))[firmware_id]
-            (before,) = await self._stops.load_stops([firmware_id])
-            stop = judge(self._rule, counters, before, at_ms=self._clock_ms())
-            if stop is not None:
-                await self._stop(firmware_id, stop, before)
+            await self._judge(firmware_id)
+
+    async def _judge(self, firmware_id: str) -> None:
+        counters = (await self._offers.load_counters([firmware_id]))[firmware_id]
+        (before,) = await self._stops.load_stops([firmware_id])
+        stop = judge(self._rule, counters, before, at_ms=self._clock_ms())
+        if stop is not None:
+            await self._stop(firmware_id, stop, before)
 
     async def _stop(self, firmware_id: str, stop: FirmwareStop, before: FirmwareStop | None) -> None:
         stopped: Firmware | None = None

@@ -9,6 +9,7 @@ import hmac
 import re
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,7 @@ import pytest
 
 from admin_api.documents.tasks import TaskFields
 from ota_hook.endings import end_tasks
-from ota_hook.errors import DependencyError
+from ota_hook.errors import ConflictError, DependencyError
 from ota_hook.model import (
     CatalogueChange,
     DocumentKind,
@@ -33,6 +34,7 @@ from ota_hook.publish.webhook import Webhook
 from ota_hook.rollout.keeper import RECOUNT_EVERY_MS
 from ota_hook.rollout.teller import Teller
 from ota_hook.rollout.watch import StopRule
+from ota_hook.snapshot import Snapshot
 from ota_hook.state.clock import RedisClock
 from ota_hook.state.hot import HotPresence
 from ota_hook.state.presence import pack_connection
@@ -779,6 +781,24 @@ async def test_a_firmware_that_an_operator_disabled_did_not_stop_itself(deployed
         await offer_by_check_and_fail(deployed, name)
     await some_rounds()
     assert not await has_stop(deployed)
+
+
+async def test_a_firmware_that_could_not_be_stopped_at_once_is_stopped_though_nothing_more_fails(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = await deployed.add_devices(20)
+    for name in names:
+        await offer_by_check_and_fail(deployed, name)
+    change, refusals = deployed.catalogue.change, iter([DependencyError("Redis is away."), ConflictError("Busy.")])
+
+    async def change_later(decide: Callable[[Snapshot], Sequence[CatalogueChange]]) -> None:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        await change(decide)
+
+    monkeypatch.setattr(deployed.catalogue, "change", change_later)
+    await deployed.start_worker()
+    await eventually(lambda: not deployed.catalogue.current.firmware[FIRMWARE.id].enabled)
 
 
 async def has_stop(deployed: Deployment) -> bool:
