@@ -247,7 +247,7 @@ async def delete_task(context: Context, task_id: str, conditions: Conditions) ->
         conditions.require(document_etag(stored.task))
         (open_run,) = await context.tasks.load_open_runs([task_id])
         if open_run is not None:
-            await _close_completed(context, open_run)
+            await _free_of_completed(context, open_run)
         try:
             await context.tasks.delete_task(task_id, expected=stored.stored)
         except ConflictError as exc:
@@ -319,12 +319,12 @@ async def _make_run(context: AdminContext, task_id: str, run_id: str, chosen: tu
         if made.word == "created":
             return made
         if made.word == "open":
-            await _close_completed(context, made.run_id)
+            await _free_of_completed(context, made.run_id)
     raise ConflictError("The task was changed meanwhile, again and again.", mend="Try again.")
 
 
-async def _close_completed(context: AdminContext, run_id: str) -> None:
-    """A worker closes a run that is over, within a second; who comes sooner need not wait for it.
+async def _free_of_completed(context: AdminContext, run_id: str) -> None:
+    """A worker closes a run that is over, within a second, and tells of it; who comes sooner need not wait for it.
 
     ConflictError for one that is not over, or whose devices a worker has yet to cancel.
     """
@@ -334,7 +334,7 @@ async def _close_completed(context: AdminContext, run_id: str) -> None:
             raise ConflictError(
                 f"The task's run {run_id} is open ({run.state.value}).", mend="Wait for its end, or cancel it."
             )
-        await context.runs.close(run.head)
+        await context.runs.free_task(run.head)
 
 
 async def _require_in_target(context: AdminContext, task: Task, chosen: tuple[str, ...]) -> None:

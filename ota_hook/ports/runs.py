@@ -159,12 +159,23 @@ class RunStore(Protocol):
         """
         ...
 
-    async def is_news(self, run_id: str, state: RunState) -> bool:
-        """Whether nobody asked this before of that run and state, since it was resumed: who did tells others."""
+    async def is_news(self, run_id: str, state: RunState, *, now_ms: int) -> bool | None:
+        """Whether others have to be told of that state, since the run was resumed. Who is answered so tells them.
+
+        None where somebody is at it.
+        """
+        ...
+
+    async def note_told(self, run_id: str, state: RunState) -> None:
+        """They were told. Where this is not said within ten seconds, it is news once more."""
         ...
 
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
         """Stop the run where so many per cent of `stop_after` or more finished devices failed or timed out."""
+        ...
+
+    async def free_task(self, head: RunHead) -> None:
+        """Its task may have another run. This one stays open for the worker that tells of its end and closes it."""
         ...
 
     async def close(self, head: RunHead) -> None:

@@ -116,8 +116,7 @@ class Keeper:
         if not await self._recount(run.head, most_chunks=_RECOUNTED_CHUNKS_AT_END):
             return
         counted = await self._runs.load_run(run.head.id)
-        if counted is not None and counted.state.is_final:
-            await self._tell(counted)
+        if counted is not None and counted.state.is_final and await self._tell(counted):
             await self._runs.close(run.head)
 
     async def _recount(self, head: RunHead, *, most_chunks: int) -> bool:
@@ -131,8 +130,12 @@ class Keeper:
             _log.error("run_counters_mended", run=head.id, task=head.task.id, counters=wrong)
         return recount.is_done
 
-    async def _tell(self, run: Run) -> None:
-        if run.state in _TOLD and await self._runs.is_news(run.head.id, run.state):
+    async def _tell(self, run: Run) -> bool:
+        """Whether nothing is left to tell: another worker may be at it, and may be lost with it."""
+        if run.state not in _TOLD:
+            return True
+        is_news = await self._runs.is_news(run.head.id, run.state, now_ms=self._clock_ms())
+        if is_news:
             await self._notices.add(
                 f"run_{run.state.value}",
                 {
@@ -144,6 +147,8 @@ class Keeper:
                     "at_ms": self._clock_ms(),
                 },
             )
+            await self._runs.note_told(run.head.id, run.state)
+        return is_news is not None
 
     async def _obey_window(self, run: Run) -> Run:
         window, now_ms = run.head.task.window, self._clock_ms()

@@ -460,6 +460,18 @@ mended: name, found, counted, …. A run that completed by a wrong counter goes 
 record that can't be read counts for nothing.
 """
 
+# KEYS: run. ARGV: state, now, ms.
+IS_NEWS: Final = Script("""
+local field = 'told:' .. ARGV[1]
+local told = tonumber(redis.call('HGET', KEYS[1], field) or 0)
+if told == 1 then return 0 end
+if told > tonumber(ARGV[2]) then return -1 end
+redis.call('HSET', KEYS[1], field, ARGV[2] + ARGV[3])
+return 1
+""")
+"""Whether somebody has to tell of the state; -1 where somebody is at it. Who is answered 1 has so long to do it, and
+sets the field to 1 then."""
+
 # KEYS: run. ARGV: state wanted, reason, now, then the states from which it may be reached.
 SET_STATE: Final = Script(
     RUN_LUA

@@ -25,6 +25,7 @@ from ota_hook.state.run_scripts import (
     AGAIN,
     BEGIN,
     END_PLAN,
+    IS_NEWS,
     MOVE,
     NEXT_DEADLINE,
     NOTE_UNDELIVERED,
@@ -37,7 +38,7 @@ from ota_hook.state.run_scripts import (
     TAKE,
     WAKE,
 )
-from ota_hook.state.task_scripts import CLOSE_RUN
+from ota_hook.state.task_scripts import CLOSE_RUN, FREE_TASK
 from ota_hook.task import Pacing, Run, RunDevice, RunHead, RunState
 
 KEPT_SECONDS: Final = 90 * 86_400
@@ -48,6 +49,9 @@ _LOOKED_AT: Final = 500
 
 _RECOUNTED_AT_ONCE: Final = 4
 """Chunks of a recount that Redis counts at once: a thousand devices, a millisecond or two."""
+
+_TELLING_MS: Final = 10_000
+"""Who began to tell of a state, and did not say that it is told, was lost."""
 
 _FAILED: Final = 8
 """Where a record has its last failure."""
@@ -296,16 +300,27 @@ class RedisRuns:
         ((changed, state),) = await self._writer.write_or_fail(SET_STATE, [((self._keys.run(head.id),), arguments)])
         return bool(changed), RunState(as_text(state))
 
-    async def is_news(self, run_id: str, state: RunState) -> bool:
+    async def is_news(self, run_id: str, state: RunState, *, now_ms: int) -> bool | None:
+        """See ports.runs.RunStore."""
+        arguments = (state.value, now_ms, _TELLING_MS)
+        with redis_errors("writing a run"):
+            answer = await IS_NEWS.run(self._redis, (self._keys.run(run_id),), arguments)
+        return None if answer < 0 else bool(answer)
+
+    async def note_told(self, run_id: str, state: RunState) -> None:
         """See ports.runs.RunStore."""
         with redis_errors("writing a run"):
-            told = await run_command(self._redis, "HSETNX", self._keys.run(run_id), f"told:{state.value}", 1)
-        return bool(told)
+            await run_command(self._redis, "HSET", self._keys.run(run_id), f"told:{state.value}", 1)
 
     async def stop_if_it_fails(self, run_id: str, *, stop_after: int, stop_percent: int) -> bool:
         """See ports.runs.RunStore."""
         with redis_errors("looking whether a run fails"):
             return bool(await STOP_IF_IT_FAILS.run(self._redis, (self._keys.run(run_id),), (stop_after, stop_percent)))
+
+    async def free_task(self, head: RunHead) -> None:
+        """See ports.runs.RunStore."""
+        with redis_errors("closing a run"):
+            await FREE_TASK.run(self._redis, (self._keys.open_run_by_task,), (head.id, head.task.id))
 
     async def close(self, head: RunHead) -> None:
         """See ports.runs.RunStore."""

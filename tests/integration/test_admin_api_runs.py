@@ -209,6 +209,20 @@ async def test_a_run_that_stopped_itself_is_resumed_or_cancelled_by_an_operator(
     assert checked(await post(admin, head, "cancel"), 200)["state"] == "cancelled"
 
 
+async def test_a_completed_run_is_left_to_the_worker_that_tells_of_it_though_its_task_is_run_again_or_deleted(
+    admin: Admin,
+) -> None:
+    first = await begin_run(admin)
+    await plan(admin, first)
+    again = checked(await admin.api.post(f"/tasks/{first.task.id}/runs"), 202)
+    assert {head.id for head in await admin.context.runs.load_open()} == {first.id, again["id"]}
+    second = await admin.context.runs.load_run(again["id"])
+    assert second is not None
+    await plan(admin, second.head)
+    assert (await admin.api.delete(f"/tasks/{first.task.id}")).status_code == 204
+    assert {head.id for head in await admin.context.runs.load_open()} == {first.id, again["id"]}
+
+
 async def test_a_cancelled_run_stays_so(admin: Admin) -> None:
     head = await begin_run(admin)
     await plan(admin, head, ["d1"])

@@ -9,7 +9,7 @@ import hmac
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -276,6 +276,45 @@ async def test_a_run_that_is_paused_again_is_told_again(deployed: Deployment) ->
         await some_rounds()
         assert await is_told()
         await deployed.runs.set_state(run.head, None, of=[RunState.PAUSED], reason="", now_ms=1)
+
+
+async def test_what_a_lost_worker_did_not_tell_another_tells(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployed.add_devices(1)
+    await deployed.notices.open()
+    run = await deployed.plan(await deployed.run_now())
+    await deployed.runs.set_state(run.head, RunState.PAUSED, of=[RunState.RUNNING], reason="", now_ms=1)
+    keeper = deployed.keeper(RedisWorkQueue(deployed.redis, deployed.keys, consumer="one"))
+
+    async def refuse(kind: str, facts: Mapping[str, object]) -> None:
+        raise DependencyError("Redis is away.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deployed.notices, "add", refuse)
+        await keeper.look_after_all()
+    await keeper.look_after_all()
+    assert await deployed.redis.xlen(deployed.keys.notices) == 0  # whoever is at it may still do it
+    for shift_ms in (10_000, 60_000, 120_000):
+        deployed.shift_ms = shift_ms
+        await keeper.look_after_all()
+        assert await deployed.redis.xlen(deployed.keys.notices) == 1
+
+
+async def test_the_end_of_a_run_is_told_though_the_first_try_fails(
+    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployed.notices.open()
+    run = await deployed.plan(await deployed.run_now())
+    assert (await deployed.run(run.head.id)).state is RunState.COMPLETED
+    keeper = deployed.keeper(RedisWorkQueue(deployed.redis, deployed.keys, consumer="one"))
+    await deployed.runs.is_news(run.head.id, RunState.COMPLETED, now_ms=deployed.clock_ms())  # and was lost
+    await keeper.look_after_all()
+    assert not await no_open_run(deployed)
+    deployed.shift_ms = 10_001
+    await keeper.look_after_all()
+    assert await no_open_run(deployed)
+    assert await deployed.redis.xlen(deployed.keys.notices) == 1
 
 
 async def test_a_paused_run_that_expired_is_read_no_more_when_each_device_has_its_outcome(

@@ -236,7 +236,7 @@ async def test_a_run_that_a_wrong_counter_completed_too_early_goes_on(
     await begin(runs, 3)
     await damage(redis, keys, final=1)
     await settle_all(runs, but=1)
-    assert await runs.is_news(HEAD.id, RunState.COMPLETED)
+    assert await runs.is_news(HEAD.id, RunState.COMPLETED, now_ms=1)
     run = await runs.load_run(HEAD.id)
     assert run is not None
     assert run.state is RunState.COMPLETED
@@ -248,7 +248,7 @@ async def test_a_run_that_a_wrong_counter_completed_too_early_goes_on(
     run = await runs.load_run(HEAD.id)
     assert run is not None
     assert (run.state, run.counters) == (RunState.COMPLETED, {Outcome.SUCCEEDED: 3})
-    assert await runs.is_news(HEAD.id, RunState.COMPLETED)
+    assert await runs.is_news(HEAD.id, RunState.COMPLETED, now_ms=1)
 
 
 async def test_a_run_that_has_ended_is_counted_once_more_and_not_again(
