@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -15,9 +16,12 @@ from ota_hook.child_messages import (
     parse_child_replies,
     parse_children,
 )
+from ota_hook.exhook._codec import IGNORE
 from ota_hook.identifiers import child_identifier, gateway_of, is_address, is_identifier, path_of
 from ota_hook.messages import BadMessage
-from ota_hook.model import Family
+from ota_hook.model import DeviceState, DeviceType, Family, ReportedVersion
+from tests.doubles import make_snapshot
+from tests.unit.test_provider import make_hook
 
 VERSIONS = ("version", "mcu")
 
@@ -59,6 +63,27 @@ def test_any_tree_says_the_same_as_its_flat_list(tree: dict[str, Any]) -> None:
         assert all(all(map(is_address, path)) for path in report.children)
         results.append(report.children)
     assert results[0] == results[1]
+
+
+async def state_after(topic: str, document: object, known: set[str]) -> dict[str, dict[str, str]]:
+    """What the children of d1 run behind a message, of which they are all registered."""
+    hook = make_hook(make_snapshot(DeviceType(key="meter", name="Meter", version_attributes=VERSIONS)))
+    for identifier in known:
+        hook.devices.devices[identifier] = DeviceState(identifier, "meter", {"version": ReportedVersion("0.1", 1)})
+    assert await hook.publish(f"{topic}/d1", json.dumps(document), at=9) == IGNORE
+    return {
+        name: {attribute: version.text for attribute, version in hook.devices.devices[name].versions.items()}
+        for name in known
+    }
+
+
+@given(trees)
+def test_any_tree_leaves_the_same_state_as_its_flat_list(tree: dict[str, Any]) -> None:
+    flat = flatten(tree)
+    named = {child_identifier("d1", entry["device"]) for entry in flat}
+    known = {identifier for identifier in named if identifier is not None}
+    states = [asyncio.run(state_after("sub_attributes", document, known)) for document in (tree, flat)]
+    assert states[0] == states[1]
 
 
 @given(st.dictionaries(addresses, attributes, max_size=5))
