@@ -136,9 +136,9 @@ class Event(NamedTuple):
     document: Mapping[str, Any]
 
 
-def parse_events(payload: bytes) -> tuple[Event, ...]:
+def read_events(document: object) -> tuple[Event, ...]:
     """The events in a message of a direct device: one, or a list of up to 1,000. One that can't be used spoils all."""
-    return tuple(read_event(document) for document in read_list(parse_json(payload)))
+    return tuple(map(read_event, read_list(document)))
 
 
 def read_list(document: object) -> Sequence[Any]:

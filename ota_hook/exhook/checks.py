@@ -18,7 +18,7 @@ from ota_hook.exhook.chunks import CHUNK_EVENT, Chunks
 from ota_hook.exhook.commands import Commands, rewrite
 from ota_hook.exhook.context import DeviceMessage, HookContext
 from ota_hook.exhook.responses import Responses
-from ota_hook.messages import BadMessage, Event, parse_json, read_event, read_event_name, read_list
+from ota_hook.messages import BadMessage, Event, parse_json, read_event_name, read_events
 from ota_hook.model import DeviceState, Family
 from ota_hook.ports.device_messages import LoadedChildren
 from ota_hook.progress import PROGRESS_EVENT, Said, read_progress
@@ -78,7 +78,7 @@ class Checks:
                 return True
             if name == CHUNK_EVENT:
                 return self._chunks.take(message, address.device, Event(name, document))
-        events = tuple(map(read_event, read_list(document)))
+        events = read_events(document)
         said: list[tuple[str, Said]] = []
         checks = [event.name for event in events if self._is_check(message, address.device, event, said)]
         self._track(said)

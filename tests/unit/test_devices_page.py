@@ -26,8 +26,9 @@ from ota_hook.messages import (
     chunk_answer,
     no_upgrade_command,
     parse_attributes,
-    parse_events,
+    parse_json,
     read_chunk_request,
+    read_events,
     received_response,
 )
 from ota_hook.model import VERSION_MAX_BYTES, Family
@@ -51,7 +52,7 @@ def test_the_table_of_topics_is_that_of_the_default_dialect() -> None:
 def test_what_the_page_says_to_the_cloud_can_be_read() -> None:
     said = [json.loads(text) for text in documents()]
     assert parse_attributes(documents()[0].encode(), ["version"]).versions == {"version": "1.0.0"}
-    assert parse_events(documents()[1].encode())[0].name == "otaCheck"
+    assert read_events(parse_json(documents()[1].encode()))[0].name == "otaCheck"
     reports = [text for text in documents() if "ADDR1" in text and "version" in text and "otaUpgrade" not in text]
     families = (Family.GATEWAY, Family.SUB, Family.SUB)
     read = [parse_children(text.encode(), family, ["version"]) for text, family in zip(reports, families, strict=True)]

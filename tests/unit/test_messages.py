@@ -13,8 +13,9 @@ from ota_hook.messages import (
     BadMessage,
     no_upgrade_command,
     parse_attributes,
-    parse_events,
     parse_exactly,
+    parse_json,
+    read_events,
     upgrade_command,
 )
 from ota_hook.model import CommandExtra, Firmware, Package
@@ -120,12 +121,12 @@ def test_a_payload_that_is_no_object_is_a_bad_message(payload: bytes, reason: st
     with pytest.raises(BadMessage, match=reason):
         parse_attributes(payload, ["version"])
     with pytest.raises(BadMessage, match=reason):
-        parse_events(payload)
+        read_events(parse_json(payload))
 
 
 @pytest.mark.parametrize("event_id", ["", ', "id": 1000', ', "id": "a"', ', "id": 1.5', ', "id": null'])
 def test_an_event_is_named_by_its_method(event_id: str) -> None:
-    assert parse_events(f'{{"method": "otaCheck", "params": {{}}{event_id}}}'.encode())[0].name == "otaCheck"
+    assert read_events(parse_json(f'{{"method": "otaCheck", "params": {{}}{event_id}}}'.encode()))[0].name == "otaCheck"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_an_event_is_named_by_its_method(event_id: str) -> None:
 )
 def test_an_event_of_wrong_types_is_a_bad_message(payload: bytes) -> None:
     with pytest.raises(BadMessage):
-        parse_events(payload)
+        read_events(parse_json(payload))
 
 
 def test_the_upgrade_command_has_exactly_the_documented_bytes() -> None:
